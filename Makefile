@@ -1,0 +1,74 @@
+# Set-up, demo and checks. Every target makes what it needs; `make help` prints them all.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CEPH := ceph-common ceph-mon ceph-osd radosgw
+# Two busy processes of two threads each are six times slower than two of one.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint fix types arch docs-check s3-server bundled-model bench clean
+
+help: ## Print every target
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv with the tested versions (PYTHON=python3.12 chooses another Python)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python must be 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Say which to use: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "installing into $(VENV): 6 GB with torch's libraries, some minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Run the nightly flow on bundled pictures with the bundled model, into ./demo-out
+	$(BIN)/clipcap demo ./demo-out
+
+test: $(INSTALLED) s3-server ## Run all tests (WORKERS=2 processes)
+	$(TEST) --numprocesses $(WORKERS) --dist loadgroup --durations 10
+
+check: lint types test ## All that CI asks, in CI's order; the tests include arch and docs-check
+
+lint: $(INSTALLED) ## Look for mistakes and for unformatted files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+fix: $(INSTALLED) ## Mend what ruff can mend, and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(INSTALLED) ## Check types, strictly
+	$(BIN)/mypy
+
+arch: $(INSTALLED) ## Check the direction of imports, names and sizes of files
+	$(BIN)/lint-imports --no-logo
+	$(TEST) tests/architecture
+
+docs-check: $(INSTALLED) ## Check that the documentation is true
+	$(TEST) tests/docs
+
+s3-server: ## Install Debian's Ceph, which the S3 tests start (S3=no leaves it out)
+	@if command -v radosgw >/dev/null && command -v ceph-osd >/dev/null; then :; \
+	elif [ "$(S3)" != no ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing $(CEPH): the S3 tests start a real server"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get update && apt-get install --yes --no-install-recommends $(CEPH); } >/dev/null \
+	    || echo "could not install $(CEPH): the S3 tests will be skipped"; \
+	else \
+	  echo "no radosgw here: the S3 tests will be skipped (on Debian: sudo apt-get install $(CEPH))"; \
+	fi
+
+bundled-model: $(INSTALLED) ## Train the bundled model again from its seed
+	$(BIN)/python -m clipcap.bundled.build
+
+bench: $(INSTALLED) ## Measure every stage, for bench/README.md
+	$(BIN)/python -m bench
+
+clean: ## Remove what demo, tests and tools left; .venv stays
+	rm -rf demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

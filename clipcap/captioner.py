@@ -1,0 +1,300 @@
+"""A captioner folder in, captions from stored embeddings out: mapper plus language model.
+
+The language model is any transformers causal one with its tokenizer; weights are safetensors only
+and no code from a folder ever runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from clipcap import registry, storage
+from clipcap.cards import (
+    LANGUAGE_MODEL_NAME,
+    MAPPER_NAME,
+    Card,
+    Choice,
+    choose,
+    read_card,
+    write_card,
+)
+from clipcap.decoders import Cache, Candidate
+from clipcap.errors import NotFoundError, SettingsError
+
+_ONLY_THIS_FOLDER: Final = {"local_files_only": True, "trust_remote_code": False}
+
+
+class Captioner:
+    """A mapper, a language model and its tokenizer, with the card that says what they are."""
+
+    def __init__(self, card: Card, mapper: nn.Module, language_model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - transformers' own types are dynamic
+        """Take ready parts; `load` and `new` make them."""
+        self.card = card
+        self.mapper = mapper
+        self.language_model = language_model
+        self.tokenizer = tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lies."""
+        return cast("torch.device", self.language_model.device)
+
+    def to(self, device: str | torch.device) -> Captioner:
+        """Move mapper and language model."""
+        self.mapper.to(device)
+        self.language_model.to(device)
+        return self
+
+    def eval(self) -> Captioner:
+        """Turn dropout off."""
+        self.mapper.eval()
+        self.language_model.eval()
+        return self
+
+    def prefix(self, embedding_BD: Tensor) -> Tensor:
+        """Return `prefix_BPE` for embeddings in the mapper's own scale (`card.normalized`)."""
+        return cast("Tensor", self.mapper(embedding_BD.to(self.device)))
+
+    def caption(
+        self,
+        embedding_BD: Tensor,
+        norm_B: Tensor | None = None,
+        *,
+        decode: Choice | None = None,
+    ) -> list[list[Candidate]]:
+        """Caption B stored (L2-normalised) embeddings; candidates of each best first.
+
+        `norm_B` is the table's `embedding_norm`, needed where the card says `normalized: false`.
+        `decode` takes the place of the card's own choice.
+
+        Raises:
+            SettingsError: wrong width, numbers that are not finite, a norm that is missing, an
+                unknown decoder or a setting it does not have.
+        """
+        choice = decode or self.card.decode
+        decoder = registry.load("clipcap.decoders", choice.name)
+        settings = choose(decoder, "decoder", choice)
+        self.eval()
+        with torch.inference_mode():
+            prefix_BPE = self.prefix(self.scaled(embedding_BD, norm_B))
+            found: list[list[Candidate]] = decoder.decode(self, prefix_BPE, settings)
+        return found
+
+    def scaled(self, embedding_BD: Tensor, norm_B: Tensor | None) -> Tensor:
+        """Return stored embeddings in the mapper's scale: as they are, or times their norm."""
+        require_embeddings(embedding_BD, self.card.encoder.dim)
+        embedding_BD = embedding_BD.float()
+        if self.card.normalized:
+            return embedding_BD
+        if norm_B is None:
+            raise SettingsError(
+                f"The captioner {self.card.captioner_id} reads raw embeddings, but was given "
+                "normalised ones without `embedding_norm`."
+            )
+        return embedding_BD * norm_B.float()[:, None]
+
+    def stop_token(self, stop: str | None) -> int:
+        """Return the token of a stop text, or the tokenizer's end token for None.
+
+        Raises:
+            SettingsError: the stop text is not one known token, or there is no end token.
+        """
+        return stop_token(self.tokenizer, stop)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of some tokens, special ones left out."""
+        return cast("str", self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def start(self, prefix_BPE: Tensor, max_tokens: int) -> tuple[Tensor, Cache]:
+        """Read the prefix; return `logits_BV` for the first token, and the cache.
+
+        Raises:
+            SettingsError: prefix and tokens are longer than the language model can read.
+        """
+        self.require_room(max_tokens)
+        out = self.language_model(inputs_embeds=prefix_BPE, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1], out.past_key_values
+
+    def advance(self, token_B: Tensor, cache: Cache) -> Tensor:
+        """Read one more token per row into the cache; return `logits_BV` for the next."""
+        out = self.language_model(
+            input_ids=token_B[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return cast("Tensor", out.logits[:, -1])
+
+    def require_room(self, max_tokens: int) -> None:
+        """Raise `SettingsError` if the language model has no positions for so many tokens."""
+        room = getattr(self.language_model.config, "max_position_embeddings", None)
+        longest = max_tokens - 1 + self.card.prefix_length  # the last token is never read
+        if room is not None and longest > room:
+            raise SettingsError(
+                f"`max_tokens` must be at most {room - self.card.prefix_length + 1} with this "
+                f"language model ({room} positions, prefix length {self.card.prefix_length}), "
+                f"but is {max_tokens} instead."
+            )
+
+    def save(self, folder: str) -> None:
+        """Write the folder that `load` reads; the card comes last and makes it count.
+
+        Raises:
+            SettingsError: the folder is not on this machine.
+        """
+        path = _local(folder)
+        language_model_path = path / LANGUAGE_MODEL_NAME
+        with _no_progress_bar():
+            self.language_model.save_pretrained(language_model_path)
+        self.tokenizer.save_pretrained(language_model_path)
+        for file in language_model_path.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes them for the owner alone
+        tensors = {name: t.detach().contiguous() for name, t in self.mapper.state_dict().items()}
+        storage.write(f"{storage.canonical(folder)}/{MAPPER_NAME}", save_tensors(tensors))
+        write_card(folder, self.card)
+
+
+def load(folder: str, device: str = "cpu") -> Captioner:
+    """Read a captioner folder.
+
+    Raises:
+        SettingsError: a part is missing, or the parts do not fit each other.
+    """
+    card = read_card(folder)
+    language_model, tokenizer = load_language_model(str(_local(folder) / LANGUAGE_MODEL_NAME))
+    captioner = new(card, language_model, tokenizer, seed=0)
+    url = f"{storage.canonical(folder)}/{MAPPER_NAME}"
+    try:
+        captioner.mapper.load_state_dict(load_tensors(storage.read(url)))
+    except NotFoundError as error:
+        raise SettingsError(f"The captioner folder {folder} lacks {MAPPER_NAME}.") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise SettingsError(
+            f"{url} does not hold the weights of the mapper that the card describes "
+            f"({card.mapper.name}, D={card.encoder.dim}, P={card.prefix_length}): {error}"
+        ) from error
+    return captioner.to(device).eval()
+
+
+def new(card: Card, language_model: Any, tokenizer: Any, *, seed: int) -> Captioner:  # noqa: ANN401 - transformers' own types are dynamic
+    """Return a captioner with a random mapper, as the card describes it, on the CPU.
+
+    Raises:
+        SettingsError: an unknown mapper, or a setting that it does not have.
+    """
+    module = registry.load("clipcap.mappers", card.mapper.name)
+    settings = choose(module, "mapper", card.mapper)
+    dim_lm = language_model.get_input_embeddings().weight.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mapper = module.Mapper(settings, card.encoder.dim, card.prefix_length, dim_lm)
+    return Captioner(card, mapper, language_model, tokenizer)
+
+
+def load_language_model(folder: str) -> tuple[Any, Any]:
+    """Read a transformers causal language model and its tokenizer from a folder, in float32.
+
+    Raises:
+        SettingsError: the folder lacks a part, or holds weights that are not safetensors.
+    """
+    path = _local(folder)
+    if not (path / "config.json").is_file():
+        raise SettingsError(f"{path} is not a language model folder: config.json is missing.")
+    if not list(path.glob("*.safetensors")):
+        raise SettingsError(
+            f"{path} holds no *.safetensors; other weight formats can run code and are refused. "
+            "Save the model again with transformers' `save_pretrained`."
+        )
+    try:
+        with _no_progress_bar():
+            language_model = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=torch.float32, use_safetensors=True, **_ONLY_THIS_FOLDER
+            )
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **_ONLY_THIS_FOLDER)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SettingsError(f"The language model in {path} cannot be read: {error}") from error
+    language_model.train(mode=False)
+    return language_model, tokenizer
+
+
+def random_language_model(model_type: str, shape: Mapping[str, JsonValue], *, seed: int) -> Any:  # noqa: ANN401 - transformers' own types are dynamic
+    """Return a causal language model with random weights, to be trained from scratch.
+
+    `model_type` and `shape` are transformers' own: `"gpt2"`, `{"vocab_size": 120, ...}`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(model_type, **shape)
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32
+        )
+
+
+def stop_token(tokenizer: Any, stop: str | None) -> int:  # noqa: ANN401 - transformers' own types are dynamic
+    """Return the token of a stop text, or the tokenizer's end token for None.
+
+    Raises:
+        SettingsError: the stop text is not one known token, or there is no end token.
+    """
+    if stop is None:
+        if tokenizer.eos_token_id is None:
+            raise SettingsError(
+                "The tokenizer has no end token, so no caption could ever end: set its "
+                '`eos_token`, or give a stop text that is one token, such as `stop: "."`.'
+            )
+        return int(tokenizer.eos_token_id)
+    ids = tokenizer.encode(stop, add_special_tokens=False)
+    unknown = len(ids) == 1 and ids[0] == tokenizer.unk_token_id and stop != tokenizer.unk_token
+    if len(ids) != 1 or unknown:
+        raise SettingsError(
+            f"`stop` must be one token of the language model, but {stop!r} is {len(ids)} tokens or "
+            "unknown to it instead. Choose another stop text, or null for the tokenizer's own end "
+            "token."
+        )
+    return int(ids[0])
+
+
+def require_embeddings(embedding_BD: Tensor, dim: int) -> None:
+    """Raise `SettingsError` unless there are B rows of `dim` finite numbers."""
+    if embedding_BD.ndim != 2 or embedding_BD.shape[1] != dim:
+        raise SettingsError(
+            f"Embeddings must be B rows of {dim} numbers, "
+            f"but are {tuple(embedding_BD.shape)} instead."
+        )
+    finite_B = embedding_BD.isfinite().all(1)
+    if not bool(finite_B.all()):
+        rows = (~finite_B).nonzero().flatten()
+        raise SettingsError(
+            f"Embeddings must be finite, but {len(rows)} of {len(finite_B)} rows hold NaN or "
+            f"infinity instead (row {int(rows[0])} first). Embed those images again."
+        )
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each file."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _local(folder: str) -> Path:
+    path = storage.local_path(folder)
+    if path is None:
+        raise SettingsError(
+            f"A captioner must lie on this machine, but {folder} does not. Copy it."
+        )
+    return path

@@ -1,0 +1,91 @@
+"""A table in, a commit out: one whole object whose footer says what it was made from.
+
+An object counts when it is there and its fingerprint is the wanted one. `recipe` is the part of the
+fingerprint that does not depend on which images are in the shard: rows of an object of the same
+recipe are reused by content digest, so that one replaced image costs one forward pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+import clipcap
+from clipcap import storage, tables
+from clipcap.errors import NotFoundError
+from clipcap.settings import digest
+
+PRODUCER: Final = f"clipcap {clipcap.__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What an object is made from: `recipe` (model, settings, version) over `members` (images)."""
+
+    recipe: str
+    members: str
+
+    @property
+    def value(self) -> str:
+        """The digest that stands in the footer."""
+        return digest([self.recipe, self.members])
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """An object that counts."""
+
+    url: str
+    rows: int
+    fingerprint: str
+    recipe: str
+    metadata: Mapping[str, str]
+    sha256: str = ""
+    """Of the object's bytes; empty where only its footer was read."""
+
+
+def find(url: str) -> Commit | None:
+    """Return the commit at `url`, whatever its fingerprint, or None; one small ranged read."""
+    try:
+        metadata, rows = tables.footer(url)
+    except NotFoundError:
+        return None
+    return Commit(url, rows, metadata.get("fingerprint", ""), metadata.get("recipe", ""), metadata)
+
+
+def publish(
+    url: str, table: pa.Table, *, fingerprint: Fingerprint, run_id: str, metadata: Mapping[str, str]
+) -> Commit:
+    """Write a whole table in one atomic step, its fingerprint in the footer."""
+    signed = {
+        "producer": PRODUCER,
+        "run_id": run_id,
+        "git_commit": git_commit(),
+        "fingerprint": fingerprint.value,
+        "recipe": fingerprint.recipe,
+        **metadata,
+    }
+    data = tables.to_bytes(table, signed)
+    storage.write(url, data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Commit(url, table.num_rows, fingerprint.value, fingerprint.recipe, signed, sha256)
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str:
+    """Return the running code's git commit: from CLIPCAP_GIT_COMMIT, or the checkout, or empty."""
+    if named := os.environ.get("CLIPCAP_GIT_COMMIT"):
+        return named
+    folder = Path(clipcap.__file__).parent.parent / ".git"
+    try:
+        head = (folder / "HEAD").read_text().strip()
+        return (folder / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return ""

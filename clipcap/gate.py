@@ -1,0 +1,65 @@
+"""An output in, a stop out where more of its new images were rejected than a night allows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Final
+
+from clipcap import commits, layout, manifest, storage
+from clipcap.errors import NotFoundError, TooManyRejectsError
+from clipcap.layout import Run, Shard
+
+_EXAMPLES: Final = 3
+_SHOWN_REASONS: Final = 5
+
+
+def require_few_rejects(run: Run, *, max_reject_rate: float) -> None:
+    """Stop before any model work if too many images of the shards not yet published were rejected.
+
+    Shards of an earlier night that stopped here count again, so a rerun does not slip through.
+
+    Raises:
+        TooManyRejectsError: says the share, the reasons and the first examples.
+    """
+    published = published_shards(run.out)
+    rejected: Counter[str] = Counter()
+    examples: list[str] = []
+    taken = 0
+    for shard in manifest.shards(run.out):
+        if shard in published:
+            continue
+        found = commits.find(layout.manifest(run.out, shard))
+        taken += found.rows if found else 0
+        rejects = manifest.read_rejects(run.out, shard).select(["source_uri", "reason"])
+        for row in rejects.to_pylist():
+            rejected[row["reason"]] += 1
+            if len(examples) < _EXAMPLES:
+                examples.append(f"{row['source_uri']} ({row['reason']})")
+    count = rejected.total()
+    if count and count > max_reject_rate * (taken + count):
+        raise TooManyRejectsError(_sentence(count, taken, rejected, examples, max_reject_rate))
+
+
+def published_shards(out: str) -> set[Shard]:
+    """Return the shards that the newest whole run has told readers of."""
+    try:
+        latest = json.loads(storage.read(layout.latest(out)))
+        listed = json.loads(storage.read(layout.run_manifest(out, latest["run_id"])))
+    except NotFoundError:
+        return set()
+    urls = [found["url"] for found in listed["objects"]]
+    return {layout.shard_of(url) for url in urls if url.startswith("manifest/")}
+
+
+def _sentence(
+    count: int, taken: int, rejected: Counter[str], examples: list[str], limit: float
+) -> str:
+    by_reason = ", ".join(f"{name} {n}" for name, n in rejected.most_common(_SHOWN_REASONS))
+    shown = "\n  ".join(examples)
+    return (
+        f"Stopped: {count / (taken + count):.0%} of {taken + count} new files were rejected (limit "
+        f"{limit:.0%}): {by_reason}. Are these pictures? First ones:\n  {shown}\n"
+        "What was taken in is kept, nothing is published. Mend the source, or allow more with "
+        "--max-reject-rate, and run again."
+    )

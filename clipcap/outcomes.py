@@ -1,0 +1,98 @@
+"""What one stage did to one shard: small, plain, and the row of `shard_runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clipcap.layout import Run, Shard
+from clipcap.plans import Plan
+
+StageName = Literal["shard", "embed", "caption", "label"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One stage over one shard.
+
+    `computed` counts rows made by this run; the other `rows` were there or were reused by content.
+    `model_s` is the time inside the model, of `duration_s` in all; both in seconds.
+    """
+
+    stage: StageName
+    shard: Shard
+    state: Literal["written", "unchanged", "retired"]
+    rows: int
+    url: str
+    fingerprint: str
+    started_at: float
+    duration_s: float
+    computed: int = 0
+    rejected: int = 0
+    model_s: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    of: str = ""
+    sha256: str = ""
+    reasons: tuple[tuple[str, int], ...] = ()
+    examples: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class StageTotal:
+    """One stage over all shards of a run, in numbers."""
+
+    stage: str
+    shards: int
+    written: int
+    rows: int
+    computed: int
+    rejected: int
+    seconds: float
+    model_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """Everything a run did, for its row and its report; `seconds` is wall time by stage."""
+
+    run: Run
+    flow: str
+    trigger: str
+    started_at: float
+    params_json: str
+    plan: Plan | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    seconds: tuple[tuple[str, float], ...] = ()
+    model_ids: tuple[str, ...] = ()
+    flow_run_id: str = ""
+    flow_run_name: str = ""
+    deployment: str = ""
+
+    def of(self, stage: StageName) -> list[Outcome]:
+        """Return the outcomes of one stage."""
+        return [outcome for outcome in self.outcomes if outcome.stage == stage]
+
+
+def total(stage: str, outcomes: Sequence[Outcome], *, seconds: float) -> StageTotal:
+    """Add up what a stage did; `seconds` is its wall time."""
+    return StageTotal(
+        stage=stage,
+        shards=len({outcome.shard for outcome in outcomes}),
+        written=sum(outcome.state != "unchanged" for outcome in outcomes),
+        rows=sum(outcome.rows for outcome in outcomes),
+        computed=sum(outcome.computed for outcome in outcomes),
+        rejected=sum(outcome.rejected for outcome in outcomes),
+        seconds=seconds,
+        model_s=sum(outcome.model_s for outcome in outcomes),
+    )
+
+
+def reasons(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """Return the rejects of all shards by reason, most first."""
+    counted: dict[str, int] = {}
+    for outcome in outcomes:
+        for reason, count in outcome.reasons:
+            counted[reason] = counted.get(reason, 0) + count
+    return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -1,0 +1,45 @@
+"""What a person may choose about the training of a captioner; needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from clipcap.settings import Settings
+
+
+class TrainSettings(Settings):
+    """How mapper and language model are trained; the defaults are the original ClipCap's.
+
+    Prefix length and mapper stand in the captioner's card.
+    """
+
+    language_model: Literal["frozen", "finetune"] = "finetune"
+    """`frozen` trains the mapper alone, `finetune` the language model with it."""
+    epochs: int = Field(default=10, ge=1)
+    """Times that each caption is seen."""
+    steps: int | None = Field(default=None, ge=1)
+    """Batches to train on; takes the place of `epochs` when set."""
+    batch_size: int = Field(default=40, ge=1)
+    """Captions in a batch."""
+    learning_rate: float = Field(default=2e-5, gt=0.0)
+    """AdamW's step size at its highest."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Batches until the learning rate is at its highest; null takes a twentieth of all."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's decoupled decay; the original has none."""
+    clip_norm: float | None = Field(default=1.0, gt=0.0)
+    """Gradients longer than this are scaled down to it; null, as in the original, never."""
+    embedding_noise: float = Field(default=0.0, ge=0.0)
+    """Standard deviation of the noise added to each number of an embedding (arXiv:2211.00575)."""
+    max_tokens: int = Field(default=67, ge=1)
+    """Captions are cut after so many tokens."""
+    stop: str | None = "."
+    """The one-token text that ends every caption; null takes the tokenizer's own end token."""
+    validation_share: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the images that are held out to measure the loss."""
+    validations: int = Field(default=10, ge=1)
+    """Times that the held-out loss is measured, evenly spread, the last at the end."""
+    seed: int = Field(default=0, ge=0)
+    """Order of the captions, dropout, noise and the images held out."""

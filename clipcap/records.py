@@ -1,0 +1,121 @@
+"""A night in, its rows of `runs` and `shard_runs` out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, Literal
+
+from clipcap import commits, layout, tables
+from clipcap.commits import Fingerprint
+from clipcap.outcomes import Night, Outcome
+from clipcap.settings import digest
+
+VERSION: Final = 1
+_PACKAGES: Final = (
+    "torch",
+    "open_clip_torch",
+    "transformers",
+    "pyarrow",
+    "duckdb",
+    "prefect",
+    "Pillow",
+)
+
+
+def write(
+    night: Night,
+    *,
+    state: Literal["Completed", "Failed"],
+    seconds: Mapping[str, float],
+    error_message: str | None = None,
+) -> None:
+    """Write both tables of a run; a run that is told of twice has one row."""
+    row = _run_row(night, state=state, seconds=seconds, error_message=error_message)
+    _publish(layout.runs(night.run), "runs", [row], night)
+    rows = [_shard_row(outcome, night) for outcome in night.outcomes]
+    if rows:
+        _publish(layout.shard_runs(night.run), "shard_runs", rows, night)
+
+
+def _publish(url: str, name: layout.Table, rows: list[dict[str, Any]], night: Night) -> None:
+    fingerprint = Fingerprint(digest([name, VERSION, layout.CONTRACT]), night.run.run_id)
+    table = tables.from_rows(rows, tables.SCHEMAS[name])
+    commits.publish(url, table, fingerprint=fingerprint, run_id=night.run.run_id, metadata={})
+
+
+def _run_row(
+    night: Night, *, state: str, seconds: Mapping[str, float], error_message: str | None
+) -> dict[str, Any]:
+    plan = night.plan
+    ended = time.time()
+    taken = sum(outcome.computed + outcome.rejected for outcome in night.of("shard"))
+    duration_s = max(ended - night.started_at, 1e-9)
+    return {
+        "run_id": night.run.run_id,
+        "flow_run_id": night.flow_run_id or None,
+        "flow_run_name": night.flow_run_name or None,
+        "deployment": night.deployment or None,
+        "flow": night.flow,
+        "trigger": night.trigger,
+        "state": state,
+        "started_at": datetime.fromtimestamp(night.started_at, UTC),
+        "ended_at": datetime.fromtimestamp(ended, UTC),
+        "duration_s": duration_s,
+        "listed": plan.listed if plan else 0,
+        "new": plan.new if plan else 0,
+        "changed": plan.changed if plan else 0,
+        "deleted": plan.deleted if plan else 0,
+        "unchanged": plan.unchanged if plan else 0,
+        "embedded": sum(outcome.computed for outcome in night.of("embed")),
+        "captioned": sum(outcome.computed for outcome in night.of("caption")),
+        "labelled": sum(outcome.computed for outcome in night.of("label")),
+        "rejected": sum(outcome.rejected for outcome in night.outcomes),
+        "shards_written": sum(outcome.state == "written" for outcome in night.of("shard")),
+        "bytes_read": sum(outcome.bytes_read for outcome in night.outcomes),
+        "bytes_written": sum(outcome.bytes_written for outcome in night.outcomes),
+        "images_per_second": taken / duration_s,
+        "host": socket.gethostname(),
+        "stage_seconds": [{"stage": name, "seconds": value} for name, value in seconds.items()],
+        "model_ids": list(night.model_ids),
+        "params_json": night.params_json,
+        "versions_json": json.dumps(versions(), sort_keys=True),
+        "git_commit": commits.git_commit() or None,
+        "error_message": error_message,
+        "report_uri": layout.report(night.run) if state == "Completed" else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that shape the results."""
+    found = {"python": sys.version.split()[0], "platform": platform.platform()}
+    for package in ("clipcap", *_PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def _shard_row(outcome: Outcome, night: Night) -> dict[str, Any]:
+    return {
+        "run_id": night.run.run_id,
+        "shard": str(outcome.shard),
+        "stage": outcome.stage,
+        "state": outcome.state,
+        "rows": outcome.rows,
+        "rejected": outcome.rejected,
+        "attempts": 1,
+        "worker": socket.gethostname(),
+        "started_at": datetime.fromtimestamp(outcome.started_at, UTC),
+        "duration_s": outcome.duration_s,
+        "output_uri": outcome.url,
+        "output_sha256": outcome.sha256 or None,
+        "extra_json": json.dumps({"of": outcome.of, "model_s": outcome.model_s}),
+    }

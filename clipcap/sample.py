@@ -1,0 +1,40 @@
+"""What a source says of an image before its bytes are read: where they lie, version, captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Where some bytes lie: a whole object, or a range of one."""
+
+    url: str
+    offset: int = 0
+    length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A file beside an image that says something of it: `suffix` is `txt` or `json`."""
+
+    suffix: str
+    at: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One listed image.
+
+    `etag` is the version of everything the sample is made from: the object's own etag (or its size
+    and time), then those of its sidecars and captions. The same etag: need not be read again.
+    """
+
+    source_uri: str
+    etag: str
+    size_bytes: int
+    at: Bytes
+    modified_at: datetime | None = None
+    captions: tuple[str, ...] = ()
+    sidecars: tuple[Sidecar, ...] = field(default=())

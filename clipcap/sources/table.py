@@ -1,0 +1,214 @@
+"""A Parquet, CSV or TSV table of image addresses in, one sample per address out, with its captions.
+
+Nothing in the table is lost: a row whose cell is empty or cannot be an address becomes the sample
+`{table}#row=N` (the first row below the header is 1), which the shard stage rejects as `not_found`.
+An object counts as changed when its store says so; the web is not asked for that while listing, so
+an `http` address is read once, and again only when its row changes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipcap import settings as base
+from clipcap import storage
+from clipcap.errors import SettingsError, StorageError, TransientStorageError
+from clipcap.registry import unknown
+from clipcap.sample import Bytes, Sample
+from clipcap.settings import digest
+
+_LOG = logging.getLogger(__name__)
+_URL_COLUMNS: Final = (
+    *("url", "uri", "image_url", "image_uri", "img_url", "source_uri"),
+    *("image", "image_path", "path", "file_path", "filepath", "file_name", "filename", "file"),
+)
+_CAPTION_COLUMNS: Final = ("caption", "captions", "text")
+_DELIMITERS: Final = ",\t;"
+_WEB: Final = ("http://", "https://")
+_BATCH: Final = (
+    4_096  # rows asked for at a time: keeps the requests in flight, bounds their futures
+)
+
+_Table = tuple[list[str], Callable[[str], list[Any]]]
+"""The names of the columns, and what gives the cells of one."""
+
+
+class Settings(base.Settings):
+    """Which table lists the images, and where in it."""
+
+    url: str
+    """Parquet, CSV or TSV file, at any fsspec URL; one row per image, or one per caption."""
+    url_column: str = ""
+    """Column with the addresses; empty: url, uri, image_url, image, path, file_name or the like."""
+    caption_column: str = ""
+    """Column with a caption or a list of them; empty: caption, captions or text, if it is there."""
+    base: str = ""
+    """Folder or prefix that relative addresses start from; empty: the folder of the table."""
+
+
+def samples(settings: Settings) -> Iterator[Sample]:
+    """Yield every address once, sorted by URL, with the captions of all its rows.
+
+    Raises:
+        StorageError: the table cannot be read, or a store of its rows does not answer.
+        SettingsError: it is no table, lacks the column, or has no usable address at all.
+    """
+    table_url = storage.canonical(settings.url)
+    cells, texts = _columns(table_url, settings)
+    folder = storage.canonical(settings.base) if settings.base else _folder(table_url)
+    captions: dict[str, list[str]] = {}
+    rows_without = 0
+    for number, (cell, text) in enumerate(zip(cells, texts, strict=True), start=1):
+        uri = _resolved(cell, folder)
+        rows_without += uri is None
+        captions.setdefault(uri or f"{table_url}#row={number}", []).extend(_captions(text))
+    if rows_without:
+        _require_some(rows_without, len(cells), table_url)
+    uris = sorted(captions)
+    with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="table") as pool:
+        for start in range(0, len(uris), _BATCH):
+            yield from pool.map(
+                lambda uri: _sample(uri, tuple(dict.fromkeys(captions[uri])), table_url),
+                uris[start : start + _BATCH],
+            )
+
+
+def _require_some(rows_without: int, rows: int, url: str) -> None:
+    count = f"{rows_without} of {rows} rows of {url} have an empty cell or one that is no address"
+    if rows_without == rows:
+        raise SettingsError(
+            f"A table must list addresses without credentials, but {count}. Say which column has "
+            "them: url_column."
+        )
+    _LOG.warning("%s; each becomes a reject.", count)
+
+
+def _sample(uri: str, captions: tuple[str, ...], table_url: str) -> Sample:
+    suffix = f"+captions={digest(list(captions))[:16]}" if captions else ""
+    if uri.startswith(_WEB):
+        return Sample(uri, f"row={digest([uri, *captions])[:16]}", 0, Bytes(uri), captions=captions)
+    at = Bytes(uri)
+    found = None
+    try:
+        found = storage.info(uri)
+    except TransientStorageError:
+        raise  # a store that says "later" must not look like one whose images are gone
+    except SettingsError:
+        at = Bytes(f"{table_url}#unopened")  # no filesystem for `xyz://`: reads as not found
+    except StorageError:
+        _LOG.debug("The store does not describe %s; reading will tell why.", uri)
+    if found is None:
+        return Sample(uri, f"missing{suffix}", 0, at, captions=captions)
+    return Sample(
+        source_uri=uri,
+        etag=f"{found.etag}{suffix}",
+        size_bytes=found.size_bytes,
+        at=at,
+        modified_at=found.modified_at,
+        captions=captions,
+    )
+
+
+def _folder(table_url: str) -> str:
+    path = table_url.partition("?")[0] if table_url.startswith(_WEB) else table_url
+    return path.rpartition("/")[0]
+
+
+def _resolved(cell: object, folder: str) -> str | None:
+    """Return the canonical URL of a cell; None if it is empty, has credentials or is no address."""
+    text = cell.strip() if isinstance(cell, str) else ""
+    if not text or "\0" in text:
+        return None
+    local = storage.local_path(folder)
+    try:
+        if "://" in text:
+            return storage.canonical(text)
+        if local is not None:
+            return storage.canonical(str(local / text))
+        return storage.canonical(text if text[0] == "/" else f"{folder}/{text.removeprefix('./')}")
+    except SettingsError:
+        return None
+
+
+def _captions(cell: object) -> list[str]:
+    found = cell if isinstance(cell, list) else [cell]
+    return [text for text in (str(one).strip() for one in found if one is not None) if text]
+
+
+def _columns(url: str, settings: Settings) -> tuple[list[Any], list[Any]]:
+    """Return the cells with addresses and those with captions, row by row."""
+    data = storage.read(url)
+    try:
+        names, cells_of = _parquet(data) if data.startswith(b"PAR1") else _text(data)
+        url_column = _column(names, settings.url_column, _URL_COLUMNS)
+        caption_column = _column(names, settings.caption_column, _CAPTION_COLUMNS)
+        if not url_column:
+            raise SettingsError(
+                f"The table {url} must have a column of addresses, but has only: {_listed(names)}. "
+                "Say which one it is: url_column."
+            )
+        cells = cells_of(url_column)
+        texts = cells_of(caption_column) if caption_column else [None] * len(cells)
+    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+        raise SettingsError(
+            f"The table {url} must be Parquet, or CSV or TSV in UTF-8, but cannot be read: {error}."
+        ) from error
+    wrong = next((cell for cell in cells if not isinstance(cell, str | None)), None)
+    if wrong is not None:
+        raise SettingsError(
+            f"The column {url_column!r} of {url} must hold text, but holds {type(wrong).__name__}. "
+            f"Columns: {_listed(names)}."
+        )
+    return cells, texts
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name[:80] for name in names[:40]) or "none"
+
+
+def _column(names: Sequence[str], asked: str, usual: Sequence[str]) -> str:
+    """Return the column that was asked for, or the first usual one, or "".
+
+    Raises:
+        SettingsError: the one asked for is not there; says which are.
+    """
+    if asked and asked not in names:
+        raise SettingsError(unknown("column of text", asked, [name[:80] for name in names[:40]]))
+    by_lower = {name.strip().lower(): name for name in reversed(names)}
+    return asked or next((by_lower[name] for name in usual if name in by_lower), "")
+
+
+def _parquet(data: bytes) -> _Table:
+    """Read the columns of text only, and of those one at a time: others may hold the images."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    names = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    return names, lambda name: file.read(columns=[name]).column(0).to_pylist()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null())
+
+
+def _text(data: bytes) -> _Table:
+    text = data.decode("utf-8-sig")
+    header_line = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header_line.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = next(rows, [])
+    body = [row for row in rows if row]
+
+    def cells(name: str) -> list[str | None]:
+        at = names.index(name)
+        return [row[at] if at < len(row) else None for row in body]
+
+    return names, cells

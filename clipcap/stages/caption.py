@@ -1,0 +1,273 @@
+"""Stored embeddings and a captioner in, captions table out: one row per image, candidates kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from clipcap import cards, commits, embedding, layout, models, rows, tables
+from clipcap.cards import Card, Choice
+from clipcap.commits import Commit, Fingerprint
+from clipcap.embedding import EmbedSettings, Speed
+from clipcap.layout import Run, Shard
+from clipcap.outcomes import Outcome
+from clipcap.settings import Settings, canonical_json, digest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from clipcap.captioner import Captioner
+    from clipcap.decoders import Candidate
+
+log = logging.getLogger(__name__)
+
+VERSION: Final = 1
+"""Raised by hand when the meaning of a caption row changes."""
+CLIPSCORE_WEIGHT: Final = 2.5  # arXiv:2104.08718, equation 1
+_NGRAM: Final = 3
+_LOCK = Lock()
+_LOADED: dict[tuple[str, str], Captioner] = {}
+
+
+class CaptionSettings(Settings):
+    """Which captioner writes the captions. Every field changes the result."""
+
+    captioner: str = models.BUNDLED
+    """`bundled`, or a captioner folder (card, mapper, language model)."""
+    decode: Choice | None = None
+    """Decoder and its settings, in the place of those on the card, such as `{"name": "greedy"}`."""
+
+
+class CaptionSpeed(Settings):
+    """How fast; changes no result."""
+
+    device: str = "auto"
+    """`auto` takes a GPU if there is one; also `cpu`, `cuda`, `cuda:1`."""
+    batch_size: int = Field(default=64, gt=0)
+    """Images captioned at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A captioner by name and digest, and how it decodes; nothing is loaded."""
+
+    folder: str
+    card: Card
+    sha256: str
+    decode: Choice
+
+
+def choose(settings: CaptionSettings, encoder: EmbedSettings) -> Chosen:
+    """Return the captioner, once it is sure that it fits the encoder.
+
+    Raises:
+        SettingsError: nobody knows it, or it reads embeddings of another encoder.
+    """
+    folder = models.captioner_folder(settings.captioner)
+    card = cards.read_card(folder)
+    ref = embedding.reference(encoder)
+    cards.require_fit(
+        card,
+        model_id=ref.model_id,
+        sha256=ref.sha256,
+        preprocess_sha256=ref.preprocess_sha256,
+        dim=ref.dim,
+    )
+    return Chosen(folder, card, cards.captioner_digest(folder), settings.decode or card.decode)
+
+
+def caption(
+    shard: Shard,
+    *,
+    run: Run,
+    settings: CaptionSettings,
+    encoder: EmbedSettings,
+    speed: CaptionSpeed,
+) -> Outcome:
+    """Caption the embedded images of a shard; no image is read.
+
+    Raises:
+        NotFoundError: the shard is not embedded.
+        SettingsError: its embeddings were made by another encoder than the captioner's.
+    """
+    started = time.time()
+    chosen = choose(settings, encoder)
+    ref = embedding.reference(encoder)
+    source = embedding.committed(shard, ref, out=run.out)
+    _require_fit(chosen.card, source)
+    decode = chosen.decode.model_dump(mode="json")
+    recipe = digest(["caption", VERSION, layout.CONTRACT, source.recipe, chosen.sha256, decode])
+    wanted = Fingerprint(recipe, source.metadata["members"])
+    url = layout.captions(run.out, shard, captioner_id=chosen.card.captioner_id)
+    found = rows.standing(url, wanted)
+    if found.done:
+        return _outcome(shard, "unchanged", found.done, started, _Captioned())
+    live = tables.read(source.url)
+    kept = rows.live_rows(found.rows, live)
+    todo = _with_source(rows.missing(live, kept), shard, run.out)
+    made = _caption_rows(todo, chosen, run=run, encoder=encoder, speed=speed)
+    table = rows.joined(kept, tables.from_rows(made.rows, tables.SCHEMAS["captions"]))
+    metadata = {
+        "members": wanted.members,
+        "captioner_id": chosen.card.captioner_id,
+        "captioner_sha256": chosen.sha256,
+        "prefix_length": str(chosen.card.prefix_length),
+        "decode": canonical_json(decode),
+        "model_id": ref.model_id,
+    }
+    commit = commits.publish(url, table, fingerprint=wanted, run_id=run.run_id, metadata=metadata)
+    return _outcome(shard, "written", commit, started, made)
+
+
+def _require_fit(card: Card, source: Commit) -> None:
+    cards.require_fit(
+        card,
+        model_id=source.metadata.get("model_id", ""),
+        sha256=source.metadata.get("model_sha256"),
+        preprocess_sha256=source.metadata.get("preprocess_sha256"),
+        dim=int(source.metadata.get("dim", 0)),
+    )
+
+
+def _with_source(todo: pa.Table, shard: Shard, out: str) -> pa.Table:
+    manifest = tables.read(layout.manifest(out, shard), columns=["image_id", "source_uri"])
+    at = pc.index_in(todo["image_id"], value_set=manifest["image_id"].combine_chunks())
+    return todo.append_column("source_uri", manifest["source_uri"].take(at))
+
+
+@dataclass(slots=True)
+class _Captioned:
+    """What captioning some images gave: rows, and seconds inside captioner and text encoder."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    model_s: float = 0.0
+
+
+def _outcome(
+    shard: Shard,
+    state: Literal["written", "unchanged"],
+    commit: Commit,
+    started: float,
+    made: _Captioned,
+) -> Outcome:
+    duration_s = time.time() - started
+    computed = len(made.rows)
+    log.info(
+        "caption %s: %s, %d images, %d computed, %.1f s, %.0f images/s",
+        shard, state, commit.rows, computed, duration_s, computed / max(duration_s, 1e-9),
+    )  # fmt: skip
+    return Outcome(
+        stage="caption",
+        shard=shard,
+        state=state,
+        rows=commit.rows,
+        url=commit.url,
+        fingerprint=commit.fingerprint,
+        sha256=commit.sha256,
+        started_at=started,
+        duration_s=duration_s,
+        computed=computed,
+        model_s=made.model_s,
+        of=commit.metadata.get("captioner_id", ""),
+    )
+
+
+def load(chosen: Chosen, speed: CaptionSpeed) -> Captioner:
+    """Return the captioner, loaded once in a process whichever thread asks first."""
+    from clipcap import captioner
+    from clipcap.encoders.openclip import choose_device
+
+    device = str(choose_device(speed.device))
+    with _LOCK:
+        if (chosen.sha256, device) not in _LOADED:
+            _LOADED[chosen.sha256, device] = captioner.load(chosen.folder, device)
+        return _LOADED[chosen.sha256, device]
+
+
+def _caption_rows(
+    todo: pa.Table, chosen: Chosen, *, run: Run, encoder: EmbedSettings, speed: CaptionSpeed
+) -> _Captioned:
+    made = _Captioned()
+    if todo.num_rows == 0:
+        return made
+    import torch
+
+    captioner = load(chosen, speed)
+    texts = embedding.load(encoder, Speed(device=speed.device))
+    for at in range(0, todo.num_rows, speed.batch_size):
+        part = todo.slice(at, speed.batch_size)
+        embedding_BD = tables.vectors(part)
+        norm_B = torch.tensor(part["embedding_norm"].to_numpy())
+        began = time.perf_counter()
+        found_BK = captioner.caption(torch.tensor(embedding_BD), norm_B, decode=chosen.decode)
+        flat = [candidate.text for found_K in found_BK for candidate in found_K]
+        text_ND = texts.encode_texts(flat).numpy()
+        made.model_s += time.perf_counter() - began
+        scores = _clip_scores(embedding_BD, text_ND, [len(found_K) for found_K in found_BK])
+        columns = part.select(["image_id", "key", "source_uri", "content_sha256"]).to_pylist()
+        for row, found_K, score_K in zip(columns, found_BK, scores, strict=True):
+            made.rows.append({**row, **_row(found_K, score_K), **_signed(chosen, run)})
+    return made
+
+
+def _clip_scores(
+    embedding_BD: NDArray[np.float32], text_ND: NDArray[np.float32], counts: Sequence[int]
+) -> list[list[float]]:
+    """Return CLIPScore, 2.5 * max(cosine, 0), of each image's candidates."""
+    image_ND = np.repeat(embedding_BD, counts, axis=0)
+    lengths = np.linalg.norm(image_ND, axis=1) * np.linalg.norm(text_ND, axis=1)
+    cosine_N = (image_ND * text_ND).sum(axis=1) / np.maximum(lengths, 1e-12)
+    score_N = CLIPSCORE_WEIGHT * np.maximum(cosine_N, 0)
+    ends = np.cumsum(counts)
+    return [score_N[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
+
+
+def _row(found_K: Sequence[Candidate], score_K: Sequence[float]) -> dict[str, Any]:
+    """Return what the captions table says of one image; the first candidate is the caption."""
+    best = found_K[0]
+    text = best.text.strip()
+    return {
+        "caption": text or None,
+        "caption_raw": best.text,
+        "status": "ok" if text else "suppressed",
+        "clip_score": score_K[0],
+        "logprob_mean": best.logprob_mean,
+        "token_count": len(best.token_ids),
+        "finish_reason": best.finish_reason,
+        "candidates": [
+            {"text": one.text.strip(), "logprob_mean": one.logprob_mean, "clip_score": score}
+            for one, score in zip(found_K, score_K, strict=True)
+        ],
+        "review_reasons": review_reasons(text, best.finish_reason),
+        "created_at": datetime.now(UTC),
+    }
+
+
+def review_reasons(text: str, finish_reason: str) -> list[str]:
+    """Return why a person should look at a caption: `empty`, `did_not_stop`, `repeats`."""
+    words = text.split()
+    ngrams = [tuple(words[at : at + _NGRAM]) for at in range(len(words) - _NGRAM + 1)]
+    judged = {
+        "empty": not text,
+        "did_not_stop": finish_reason == "length",
+        "repeats": len(set(ngrams)) < len(ngrams),
+    }
+    return [name for name, holds in judged.items() if holds]
+
+
+def _signed(chosen: Chosen, run: Run) -> dict[str, str]:
+    return {
+        "captioner_id": chosen.card.captioner_id,
+        "captioner_sha256": chosen.sha256,
+        "run_id": run.run_id,
+    }

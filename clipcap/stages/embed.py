@@ -1,0 +1,87 @@
+"""Shard in, embeddings table out: one L2-normalised row per live image, sorted by key."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from clipcap import commits, embedding, intake, layout, manifest, rows, tables
+from clipcap.commits import Commit
+from clipcap.embedding import Embedded, EmbedSettings, Speed
+from clipcap.intake import Refused
+from clipcap.layout import Run, Shard
+from clipcap.outcomes import Outcome
+
+log = logging.getLogger(__name__)
+
+
+def embed(shard: Shard, *, run: Run, settings: EmbedSettings, speed: Speed) -> Outcome:
+    """Embed the live images of a shard; a shard already done costs two small reads and no model.
+
+    An image that gives no finite embedding leaves the manifest and becomes a reject.
+
+    Raises:
+        StorageError: the tar does not hold what the manifest says.
+    """
+    started = time.time()
+    ref = embedding.reference(settings)
+    url = layout.embeddings(run.out, shard, model_id=ref.model_id)
+    wanted = embedding.wanted(settings, shard, out=run.out)
+    found = rows.standing(url, wanted)
+    if found.done:
+        return _outcome(shard, "unchanged", found.done, started, Embedded())
+    live = tables.read(layout.manifest(run.out, shard))
+    kept = rows.live_rows(found.rows, live)
+    made = embedding.embed_rows(
+        rows.missing(live, kept), shard, run=run, settings=settings, speed=speed
+    )
+    if made.refused:
+        _reject(made.refused, shard, run=run)
+        wanted = embedding.wanted(settings, shard, out=run.out)
+    scale = found.older if made.rows == [] and found.older else embedding.load(settings, speed)
+    table = rows.joined(kept, tables.from_rows(made.rows, tables.embeddings_schema(ref.dim)))
+    metadata = embedding.metadata(ref, embedding.scale_of(scale)) | {"members": wanted.members}
+    commit = commits.publish(url, table, fingerprint=wanted, run_id=run.run_id, metadata=metadata)
+    return _outcome(shard, "written", commit, started, made)
+
+
+def _outcome(
+    shard: Shard,
+    state: Literal["written", "unchanged"],
+    commit: Commit,
+    started: float,
+    made: Embedded,
+) -> Outcome:
+    duration_s = time.time() - started
+    log.info(
+        "embed %s: %s, %d images, %d computed, %d rejected, %.1f s, %.0f images/s",
+        shard, state, commit.rows, len(made.rows), len(made.refused), duration_s,
+        len(made.rows) / max(duration_s, 1e-9),
+    )  # fmt: skip
+    return Outcome(
+        stage="embed",
+        shard=shard,
+        state=state,
+        rows=commit.rows,
+        url=commit.url,
+        fingerprint=commit.fingerprint,
+        sha256=commit.sha256,
+        started_at=started,
+        duration_s=duration_s,
+        computed=len(made.rows),
+        rejected=len(made.refused),
+        model_s=made.model_s,
+        of=commit.metadata.get("model_id", ""),
+        reasons=tuple(Counter(sample.reason for sample in made.refused).most_common()),
+    )
+
+
+def _reject(refused: Sequence[Refused], shard: Shard, *, run: Run) -> None:
+    """Move images from a shard's manifest to its rejects, there first, so that nothing is lost."""
+    old = manifest.read_rejects(run.out, shard).to_pylist()
+    new = [intake.reject_row(sample, shard, stage="embed", run=run) for sample in refused]
+    manifest.publish_rejects([*old, *new], shard, run=run)
+    manifest.retire(shard, run=run, live={row["image_id"] for row in new}, rejects=set())

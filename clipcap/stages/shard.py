@@ -1,0 +1,151 @@
+"""Source in, shards and manifests out: plan the night, write new shards, retire what is gone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from clipcap import intake, layout, manifest, planning, plans, registry, shards, storage, tables
+from clipcap.errors import SettingsError
+from clipcap.images import ImageSettings
+from clipcap.intake import Refused, Taken
+from clipcap.layout import Run, Shard
+from clipcap.outcomes import Outcome
+from clipcap.planning import PackSettings
+from clipcap.plans import Plan
+from clipcap.sample import Sample
+from clipcap.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_TABLES = (".parquet", ".csv", ".tsv")
+_EXAMPLES = 3
+
+
+class ShardSettings(Settings):
+    """Which images a night takes in, and how they are packed."""
+
+    kind: Literal["auto", "folder", "table", "tars"] = "auto"
+    """Kind of source; `auto`: by its ending (`.parquet`, `.csv`, `.tsv`: table; `.tar`: tars)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the source file itself, such as `glob`, `sidecars` or `captions` of a folder."""
+    images: ImageSettings = ImageSettings()
+    """What counts as an image."""
+    pack: PackSettings = PackSettings()
+    """How many images go into one shard."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most this many new or changed images; the others wait for another night."""
+
+
+def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) -> Plan:
+    """List a source, compare it with the output, say what is to do; `write` it down for the tasks.
+
+    Raises:
+        StorageError: the source may not be listed.
+        SettingsError: it is empty, or its settings are not known.
+    """
+    found = list(_samples(source, run=run, settings=settings))
+    known = manifest.known(run.out, storage.canonical(source))
+    compared = planning.compare(found, known, run=run)
+    to_write = planning.shards_to_write(
+        compared, run=run, pack=settings.pack, taken=known.shards, limit=settings.limit
+    )
+    if not write:
+        return plans.summary(compared, to_write, source=storage.canonical(source))
+    recover(run.out)
+    return plans.write(compared, to_write, run=run, source=storage.canonical(source))
+
+
+def _samples(source: str, *, run: Run, settings: ShardSettings) -> Iterator[Sample]:
+    kind = settings.kind if settings.kind != "auto" else _kind(source)
+    module = registry.load("clipcap.sources", kind)
+    options: dict[str, Any] = {"url": source, **settings.options}
+    if "leave_out" in module.Settings.model_fields:
+        options.setdefault("leave_out", run.out)
+    try:
+        samples: Iterator[Sample] = module.samples(module.Settings(**options))
+        return samples
+    except ValueError as error:
+        raise SettingsError(f"The settings of the source {kind!r} do not fit: {error}") from error
+
+
+def _kind(source: str) -> str:
+    if source.lower().endswith(_TABLES):
+        return "table"
+    return "tars" if source.lower().endswith(".tar") else "folder"
+
+
+def recover(out: str) -> int:
+    """Remove what a killed run left half done; return how many objects went."""
+    orphans = manifest.orphan_rejects(out)
+    for shard in orphans:
+        storage.delete(layout.rejects(out, shard))
+    removed = len(orphans) + plans.clear(out)
+    if removed:
+        log.info("an earlier run ended early: %d left-over objects removed, resuming", removed)
+    return removed
+
+
+def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
+    """Write one planned shard: tar, then rejects, then the manifest that makes both count."""
+    started = time.time()
+    url = layout.manifest(run.out, target)
+    todo, source = plans.read(run, target)
+    found = intake.refuse_twins(intake.take_in(todo, settings.images))
+    taken = [sample for sample in found if isinstance(sample, Taken)]
+    refused = [sample for sample in found if isinstance(sample, Refused)]
+    tar, members = shards.pack(intake.tar_files(taken))
+    if taken:
+        storage.write(layout.tar(run.out, target), tar)
+    rejects = [intake.reject_row(sample, target, stage="shard", run=run) for sample in refused]
+    manifest.publish_rejects(rejects, target, run=run)
+    rows = intake.manifest_rows(taken, members, target, run=run)
+    table = tables.from_rows(rows, tables.SCHEMAS["manifest"])
+    commit = manifest.publish(table, target, run=run, source=source)
+    duration_s = time.time() - started
+    log.info(
+        "shard %s: %d images, %d rejected, %.1f s, %.0f images/s",
+        target, len(taken), len(refused), duration_s, len(found) / max(duration_s, 1e-9),
+    )  # fmt: skip
+    return Outcome(
+        stage="shard",
+        shard=target,
+        state="written",
+        rows=len(taken),
+        url=url,
+        fingerprint=commit.fingerprint,
+        sha256=commit.sha256,
+        started_at=started,
+        duration_s=duration_s,
+        computed=len(taken),
+        rejected=len(refused),
+        bytes_read=sum(len(data) for sample in taken for _, data in sample.files),
+        bytes_written=len(tar) if taken else 0,
+        reasons=tuple(Counter(sample.reason for sample in refused).most_common()),
+        examples=tuple(
+            f"{sample.todo.sample.source_uri} ({sample.reason})" for sample in refused[:_EXAMPLES]
+        ),
+    )
+
+
+def retire(target: Shard, *, run: Run) -> Outcome:
+    """Take images that are gone or replaced out of a shard's manifest and rejects."""
+    started = time.time()
+    live, rejects = plans.read_retirement(run, target)
+    kept = manifest.retire(target, run=run, live=set(live), rejects=set(rejects))
+    log.info("shard %s: %d images and %d rejects left it", target, len(live), len(rejects))
+    return Outcome(
+        stage="shard",
+        shard=target,
+        state="retired",
+        rows=kept,
+        url=layout.manifest(run.out, target),
+        fingerprint="",
+        started_at=started,
+        duration_s=time.time() - started,
+    )

@@ -1,0 +1,1 @@
+"""Flows compose tasks and decide nothing; the command line starts them."""

@@ -1,0 +1,100 @@
+"""What a run does in, what Prefect's pages show of it out: progress, summary, tables of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from clipcap import outcomes
+from clipcap.outcomes import Night, Outcome
+from clipcap.stages.publish import Published
+
+
+class Artifacts:
+    """Writes Prefect artifacts of the flow run that is going on."""
+
+    def __init__(self) -> None:
+        self._progress: UUID | None = None
+        self._shards = 0
+        self._done = 0
+
+    def begin(self, stage: str) -> None:
+        """Nothing to show yet."""
+
+    def expect(self, stage: str, shards: int) -> None:
+        """Open a bar for the shards of a stage, where there are any."""
+        self._progress, self._shards, self._done = None, shards, 0
+        if shards:
+            made: Any = create_progress_artifact(0.0, description=f"{stage}: {shards} shards")
+            self._progress = made
+
+    def advance(self, stage: str, outcomes: Sequence[Outcome]) -> None:
+        """Move the bar."""
+        self._done += len({outcome.shard for outcome in outcomes})
+        if self._progress is not None:
+            update_progress_artifact(self._progress, 100.0 * self._done / self._shards)
+
+    def end(self, stage: str, night: Night) -> None:
+        """Nothing: the summary has the numbers of every stage."""
+
+    def finish(self, night: Night, published: Published | None) -> None:
+        """Write the summary, and tables of the stages and of the rejects."""
+        create_markdown_artifact(summary(night, published), key=f"{night.flow}-summary")
+        create_table_artifact(stage_rows(night), key=f"{night.flow}-stages")
+        rejects = [
+            {"reason": reason, "images": count}
+            for reason, count in outcomes.reasons(night.outcomes).items()
+        ]
+        if rejects:
+            create_table_artifact(rejects, key=f"{night.flow}-rejects")
+
+
+def summary(night: Night, published: Published | None) -> str:
+    """Return what was done, as Markdown."""
+    lines = [f"# {night.flow} of {night.run.dt}", "", f"Run `{night.run.run_id}`."]
+    if plan := night.plan:
+        lines += [
+            "",
+            f"{plan.listed} images listed: {plan.new} new, {plan.changed} changed, "
+            f"{plan.deleted} gone, {plan.unchanged} unchanged.",
+        ]
+    if reasons := outcomes.reasons(night.outcomes):
+        counted = ", ".join(f"{name} {count}" for name, count in reasons.items())
+        lines += ["", f"Rejected: {counted}."]
+    if published is not None:
+        lines += [
+            "",
+            f"{published.live} live images in {night.run.out}.",
+            "",
+            f"[Report]({published.report_url}): `{published.report_url}`",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def stage_rows(night: Night) -> list[dict[str, Any]]:
+    """Return one row of counts and rates for each stage."""
+    rows = []
+    for stage, seconds in night.seconds:
+        done = [outcome for outcome in night.outcomes if outcome.stage == stage]
+        total = outcomes.total(stage, done, seconds=seconds)
+        rows.append(
+            {
+                "stage": stage,
+                "shards": total.shards,
+                "written": total.written,
+                "rows": total.rows,
+                "computed": total.computed,
+                "rejected": total.rejected,
+                "seconds": round(seconds, 1),
+                "computed per second": round(total.computed / max(seconds, 1e-9), 1),
+            }
+        )
+    return rows

@@ -1,0 +1,173 @@
+"""A flow's tasks in, what they did so far out: outcomes, seconds by stage, the row of the run."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from prefect import Task
+from prefect.context import FlowRunContext
+from prefect.runtime import deployment, flow_run
+
+from clipcap import records, storage
+from clipcap.errors import ClipcapError, StorageError
+from clipcap.layout import Run, Shard
+from clipcap.outcomes import Night, Outcome
+from clipcap.plans import Plan
+from clipcap.settings import Settings
+from clipcap.stages.publish import Published, record_failure
+from flows import _join
+from flows._artifacts import Artifacts
+from flows._join import PartitionTask
+from flows._logs import sent_to_prefect
+from flows._tell import LISTENER, Listener
+from tasks._task import cut
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a flow returns: everything it did, and what it told readers, if it did."""
+
+    night: Night
+    published: Published | None
+
+
+class Ledger:
+    """One run as it goes on. Used as a context: an error inside makes a row of a failed run.
+
+    Until `confirm` nothing is written: a run refused before it begins leaves nothing behind.
+    """
+
+    def __init__(
+        self, flow: str, out: str, parameters: Mapping[str, Any], *, logical_date: date | None
+    ) -> None:
+        start = flow_run.scheduled_start_time.astimezone(UTC)  # now, where nothing is scheduled
+        self.plan: Plan | None = None
+        self.run = Run(
+            run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+            out=storage.canonical(out),
+            dt=(logical_date or start.date()).isoformat(),
+        )
+        self._opening = Night(
+            run=self.run,
+            flow=flow,
+            trigger=_trigger(),
+            started_at=time.time(),
+            params_json=json.dumps(parameters, sort_keys=True, default=_plain),
+            flow_run_id=str(flow_run.id or ""),
+            flow_run_name=flow_run.name or "",
+            deployment=deployment.name or "",
+        )
+        self._outcomes: list[Outcome] = []
+        self._seconds: dict[str, float] = {}
+        self._stage = ""
+        self._confirmed = False
+        self._listeners: list[Listener] = [heard] if (heard := LISTENER.get()) else []
+        self._open = ExitStack()
+        if _join.in_flow_run():
+            self._listeners.append(Artifacts())
+
+    def confirm(self) -> None:
+        """Say that the run can be done: from now on, its end is written down."""
+        self._confirmed = True
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what is done inside as one stage; its time adds to what the stage took before."""
+        self._stage = name
+        for listener in self._listeners:
+            listener.begin(name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+        for listener in self._listeners:
+            listener.end(name, self.night())
+
+    def call(self, task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one task."""
+        return _join.call(task, *args, **kwargs)
+
+    def each(
+        self,
+        task: PartitionTask[P],
+        shards: Sequence[Shard],
+        size: int,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Run a task on shards, `size` of them in a partition.
+
+        Raises:
+            PartitionsFailedError: some failed; the outcomes of the others are kept.
+        """
+        partitions = cut(shards, size)
+        for listener in self._listeners:
+            listener.expect(self._stage, len(shards))
+        attempts = _join.each(task, partitions, *args, **kwargs)
+        for outcomes in _join.joined(partitions, attempts):
+            self._outcomes += outcomes
+            for listener in self._listeners:
+                listener.advance(self._stage, outcomes)
+
+    def night(self) -> Night:
+        """Return everything that was done until now."""
+        used = [found for found in self._outcomes if found.stage in ("embed", "caption")]
+        return replace(
+            self._opening,
+            plan=self.plan,
+            outcomes=tuple(self._outcomes),
+            seconds=tuple(self._seconds.items()),
+            model_ids=tuple(dict.fromkeys(found.of for found in used if found.of)),
+        )
+
+    def finish(self, published: Published | None = None) -> Finished:
+        """Tell everybody that the run is done; one that does not publish gets its row here."""
+        night = self.night()
+        if published is None:
+            write = partial(records.write, night, state="Completed", seconds=self._seconds)
+            _join.patiently(write)
+        for listener in self._listeners:
+            listener.finish(night, published)
+        return Finished(night, published)
+
+    def __enter__(self) -> Self:
+        if _join.in_flow_run():
+            self._open.enter_context(sent_to_prefect())
+        return self
+
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+        if not self._confirmed or error is None:
+            return
+        told = error if isinstance(error, Exception) else ClipcapError(f"Ended by {error!r}.")
+        with suppress(StorageError):  # the first error says more than this one would
+            record_failure(self.night(), told)
+
+
+def _trigger() -> str:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return "command"
+    if context.flow_run.auto_scheduled:
+        return "schedule"
+    return "deployment" if context.flow_run.deployment_id else "command"
+
+
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, Settings) else str(value)

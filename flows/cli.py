@@ -1,0 +1,145 @@
+"""Words typed in a terminal in, a flow started or a question answered out: the command `clipcap`.
+
+Nothing is imported before a command needs it: `clipcap --help` waits for no library but click.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from types import TracebackType
+from typing import Any, Final
+
+import click
+
+import clipcap
+from clipcap.errors import ClipcapError
+
+COMMANDS: Final = {
+    "demo": ("demo", "Caption and label the bundled pictures with the bundled model."),
+    "run": ("run", "Caption and label what is new in SOURCE, and publish it in OUT."),
+    "shard": ("stages", "Read what is new in SOURCE into shards of OUT."),
+    "embed": ("stages", "Embed every live image of OUT that is not embedded yet."),
+    "caption": ("stages", "Caption every embedded image of OUT that has no caption yet."),
+    "label": ("stages", "Label every embedded image of OUT that has no labels yet."),
+    "train": ("stages", "Train a captioner on the captions that people wrote for OUT's images."),
+    "models": ("models", "List the models on this machine, and some that can be had."),
+    "verify": ("verify", "Check every file of OUT against contract, digests and commits."),
+    "doctor": ("doctor", "Look whether everything a run needs is here."),
+}
+"""Command to the file of `flows/commands` that has it, and its help in one line."""
+INTERRUPTED: Final = 130
+_LIBRARY: Final = logging.getLogger("clipcap")
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is called, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order they are told."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"flows.commands.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        if not any(parameter.name == "debug" for parameter in command.params):
+            command.params.append(_debug_option())
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Show every log line, and the traceback of an error.",
+    )
+
+
+def _set_debug(_context: click.Context, _parameter: click.Parameter, value: Any) -> None:  # noqa: ANN401
+    if value:
+        _LIBRARY.setLevel(logging.DEBUG)
+
+
+def _is_debugging() -> bool:
+    return _LIBRARY.level == logging.DEBUG
+
+
+class _Stderr(logging.Handler):
+    """Prints warnings, and with --debug everything, to where stderr is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _is_debugging() or record.levelno >= logging.WARNING:
+            click.echo(self.format(record), err=True)
+
+
+@click.command(cls=Commands, params=[_debug_option()])
+@click.version_option(clipcap.__version__, prog_name="clipcap", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Look at the new images in a bucket and write down what is in them."""
+
+
+def main() -> None:
+    """Run the command line and exit with the code of the error, if there is one."""
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _LIBRARY.addHandler(handler)
+    sys.excepthook = _unexpected
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code: object = cli.main(prog_name="clipcap", standalone_mode=False)
+    except ClipcapError as error:
+        return report(error)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped. What is committed stays; the same command goes on.", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # `clipcap models --all | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def report(error: ClipcapError) -> int:
+    """Say what happened in one block, the traceback only where asked for; return the exit code."""
+    if _is_debugging():
+        traceback.print_exception(error)
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(str(error), err=True)
+    cause = error.__cause__  # of failed partitions: the first one's error
+    known = type(error).exit_code == 1 and isinstance(cause, ClipcapError)
+    return cause.exit_code if known and isinstance(cause, ClipcapError) else error.exit_code
+
+
+def _unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if _is_debugging():
+        traceback.print_exception(kind, error, trace)
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(
+        f"{kind.__name__}: {error}\nThis was not foreseen; --debug shows where it comes from. "
+        "What is committed stays.",
+        err=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""A flow and its parameters in, what it returns out: on a Prefect server where one is set, else here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+import click
+
+from clipcap import outcomes
+from clipcap.errors import ServerError
+
+if TYPE_CHECKING:
+    from prefect import Flow
+
+    from flows._ledger import Finished
+    from flows.console import Lines
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ANSWER_S: Final = 3.0
+
+
+def server_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `--no-server`, passed as `server`."""
+    text = "Run here, unrecorded, even where PREFECT_API_URL names a Prefect server."
+    return click.option(
+        "--no-server", "server", is_flag=True, default=True, flag_value=False, help=text
+    )(function)
+
+
+def json_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `--json`, passed as `as_json`."""
+    text = "Print one JSON object, and nothing else, on standard output."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
+
+
+class Start:
+    """How a flow is started: recorded by a server or not, told to a person or not."""
+
+    def __init__(self, *, server: bool, as_json: bool = False) -> None:
+        self._server = server
+        self._as_json = as_json
+
+    def __call__(self, flow: Flow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the flow and return what it gives.
+
+        Raises:
+            ServerError: a server is set and does not answer.
+        """
+        from flows._tell import LISTENER
+
+        run: Callable[P, R] = flow.fn
+        if self._server and (url := server_url()):
+            require_answer(url)
+            _quieten_prefect()
+            run = flow
+        listener = None if self._as_json else _listener()
+        token = LISTENER.set(listener)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            LISTENER.reset(token)
+            if listener is not None:
+                listener.close()
+
+
+def _listener() -> Lines:
+    from flows.console import Bars, Lines
+
+    return Bars() if sys.stderr.isatty() and sys.stdout.isatty() else Lines()
+
+
+def server_url() -> str | None:
+    """Return the Prefect server that the environment or the active profile names."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url
+
+
+def require_answer(url: str) -> None:
+    """Refuse a server that is not there, in seconds and not after minutes of retries.
+
+    Raises:
+        ServerError: says what did not answer, and how to do without it.
+    """
+    request = urllib.request.Request(f"{url}/health")  # noqa: S310 - the person's own setting
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_S):  # noqa: S310 - as above
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in, Prefect says better
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        origin = "PREFECT_API_URL" if "PREFECT_API_URL" in os.environ else "the Prefect profile"
+        raise ServerError(
+            f"The Prefect server {url} (from {origin}) does not answer: {reason}. Start it with "
+            "`prefect server start`, or run without it: add --no-server."
+        ) from error
+
+
+def _quieten_prefect() -> None:
+    """Leave the terminal to the lines of the command; the server gets Prefect's own as before."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    names = ("", "prefect", "prefect.flow_runs", "prefect.task_runs")
+    for handler in [handler for name in names for handler in logging.getLogger(name).handlers]:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.setLevel(logging.WARNING)
+
+
+def as_json(finished: Finished) -> str:
+    """Return what a run did for machines."""
+    from flows._artifacts import stage_rows
+
+    night, published = finished.night, finished.published
+    plan = night.plan
+    counts = ("listed", "new", "changed", "deleted", "unchanged")
+    told: dict[str, Any] = {
+        "run_id": night.run.run_id,
+        "flow": night.flow,
+        "out": night.run.out,
+        "dt": night.run.dt,
+        "images": {name: getattr(plan, name) for name in counts} if plan else None,
+        "rejected": outcomes.reasons(night.outcomes),
+        "stages": stage_rows(night),
+        "live": published.live if published else None,
+        "report_url": published.report_url if published else None,
+        "manifest_url": published.manifest_url if published else None,
+    }
+    return json.dumps(told, indent=1)

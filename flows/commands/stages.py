@@ -1,0 +1,125 @@
+"""`clipcap shard`, `embed`, `caption`, `label`, `train`: one stage by itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from clipcap.embedding import EmbedSettings
+from clipcap.errors import SettingsError
+from clipcap.recipe import TrainSettings as LoopSettings
+from clipcap.settings import Settings
+from clipcap.stages.train import TrainSettings
+from flows.commands import _options as options
+from flows.commands._options import Choice
+from flows.commands._start import Start, as_json, json_option, server_option
+from flows.settings import NightlySettings
+
+
+class TrainingSettings(Settings):
+    """What `clipcap train` may be told."""
+
+    train: TrainSettings = TrainSettings()
+    """Which captioner, and how."""
+    embed: EmbedSettings = EmbedSettings()
+    """Whose embeddings it learns to read."""
+
+
+@click.command()
+@options.choices(NightlySettings, options.GLOB, options.RATE, options.LIMIT)
+@json_option
+@server_option
+@click.argument("out")
+@click.argument("source")
+def shard(source: str, out: str, settings: NightlySettings, **how: bool) -> None:
+    """Read what is new in SOURCE into shards of OUT."""
+    from flows.shard import shard as flow
+
+    finished = Start(**how)(flow, source, out, settings.shard, settings.max_reject_rate)
+    if how["as_json"]:
+        click.echo(as_json(finished))
+
+
+@click.command()
+@options.choices(NightlySettings, options.MODEL, options.DEVICE, options.BATCH)
+@json_option
+@server_option
+@click.argument("out")
+def embed(out: str, settings: NightlySettings, **how: bool) -> None:
+    """Embed every live image of OUT that is not embedded yet."""
+    from flows.embed import embed as flow
+
+    size = settings.shards_per_partition
+    finished = Start(**how)(flow, out, settings.embed, settings.speed, size)
+    if how["as_json"]:
+        click.echo(as_json(finished))
+
+
+@click.command()
+@options.choices(NightlySettings, options.CAPTIONER, options.MODEL, options.DEVICE, options.BATCH)
+@json_option
+@server_option
+@click.argument("out")
+def caption(out: str, settings: NightlySettings, **how: bool) -> None:
+    """Caption every embedded image of OUT that has no caption yet."""
+    from flows.caption import caption as flow
+
+    if settings.caption is None:
+        raise SettingsError("There must be a captioner to caption with, but the settings say none.")
+    size, speed = settings.shards_per_partition, settings.caption_speed
+    finished = Start(**how)(flow, out, settings.caption, settings.embed, speed, size)
+    if how["as_json"]:
+        click.echo(as_json(finished))
+
+
+@click.command()
+@options.choices(NightlySettings, options.LABEL_SET, options.MODEL)
+@json_option
+@server_option
+@click.argument("out")
+def label(out: str, settings: NightlySettings, **how: bool) -> None:
+    """Label every embedded image of OUT that has no labels yet."""
+    from flows.label import label as flow
+
+    size = settings.shards_per_partition
+    finished = Start(**how)(flow, out, settings.label, settings.embed, size)
+    if how["as_json"]:
+        click.echo(as_json(finished))
+
+
+@click.command()
+@options.choices(
+    TrainingSettings,
+    Choice("--name", ("train.name",), (TrainSettings, "name")),
+    Choice("--start", ("train.start",), (TrainSettings, "start")),
+    Choice("--epochs", ("train.loop.epochs",), (LoopSettings, "epochs"), int),
+    Choice("--steps", ("train.loop.steps",), (LoopSettings, "steps"), int),
+    Choice(
+        "--learning-rate", ("train.loop.learning_rate",), (LoopSettings, "learning_rate"), float
+    ),
+    options.MODEL,
+    Choice("--device", ("train.device",), (TrainSettings, "device")),
+)
+@json_option
+@server_option
+@click.argument("out")
+def train(out: str, settings: TrainingSettings, **how: bool) -> None:
+    """Train a captioner on the captions that people wrote for OUT's images."""
+    from flows.console import shown
+    from flows.train import train as flow
+
+    trained = Start(**how)(flow, out, settings.train, settings.embed)
+    if how["as_json"]:
+        click.echo(json.dumps(asdict(trained), indent=1))
+        return
+    loss = (
+        "" if trained.validation_loss is None else f", held-out loss {trained.validation_loss:.3f}"
+    )
+    done = "was trained already" if trained.was_there else f"trained in {trained.seconds:.1f} s"
+    click.echo(
+        f"train     {trained.captioner_id} {done} on {trained.captions:,} captions of "
+        f"{trained.images:,} images{loss}\n"
+        f"use it    clipcap caption {out} --captioner {shown(trained.folder)}"
+    )

@@ -1,0 +1,34 @@
+"""An embedded output whose images have captions by people in, a captioner folder out."""
+
+from __future__ import annotations
+
+from clipcap.embedding import EmbedSettings
+from clipcap.stages.train import Trained, TrainSettings
+from flows._flow import flow
+from flows._ledger import Ledger
+from tasks.preflight import check_models, check_places
+from tasks.train import train_captioner
+
+
+@flow(name="train", run_name="train {settings.name}")
+def train(
+    out: str,
+    settings: TrainSettings = TrainSettings(),
+    encoder: EmbedSettings = EmbedSettings(),
+) -> Trained:
+    """Train a captioner on the captions that people wrote for the images of an output.
+
+    Args:
+        out: URL of the output; the captioner is written into it.
+        settings: Which captioner, and how it is trained.
+        encoder: Whose embeddings it learns to read.
+    """
+    given = {"settings": settings, "encoder": encoder}
+    with Ledger("train", out, given, logical_date=None) as ledger:
+        ledger.call(check_models, encoder, None, (), (settings.device,))
+        ledger.call(check_places, out, out)
+        ledger.confirm()
+        with ledger.stage("train"):
+            trained = ledger.call(train_captioner, ledger.run, settings, encoder)
+        ledger.finish()
+        return trained

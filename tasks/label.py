@@ -1,0 +1,23 @@
+"""A partition of embedded shards in, their labels from every label set out, as a task."""
+
+from __future__ import annotations
+
+from clipcap import labels
+from clipcap.embedding import EmbedSettings
+from clipcap.layout import Run
+from clipcap.outcomes import Outcome
+from clipcap.stages import label as stage
+from clipcap.stages.label import LabelSettings
+from tasks._task import Partition, task
+
+
+@task(run_name="label {partition}", tags=("cpu",))
+def label_partition(
+    partition: Partition, run: Run, settings: LabelSettings, encoder: EmbedSettings
+) -> list[Outcome]:
+    """Label each shard of the partition with each label set, from its stored embeddings."""
+    return [
+        stage.label(shard, label_set, run=run, settings=settings, encoder=encoder)
+        for label_set in map(labels.load, settings.label_sets)
+        for shard in partition
+    ]

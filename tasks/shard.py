@@ -1,0 +1,42 @@
+"""Source in, shards out, as tasks: plan the night, write its shards, retire what is gone."""
+
+from __future__ import annotations
+
+from clipcap import manifest
+from clipcap.gate import require_few_rejects
+from clipcap.layout import Run, Shard
+from clipcap.outcomes import Outcome
+from clipcap.plans import Plan
+from clipcap.stages import shard as stage
+from clipcap.stages.shard import ShardSettings
+from tasks._task import Partition, task
+
+
+@task(run_name="plan {source}", tags=("cpu",))
+def make_plan(source: str, run: Run, settings: ShardSettings) -> Plan:
+    """List the source, compare it with the output and write down what is to do."""
+    return stage.plan(source, run=run, settings=settings)
+
+
+@task(run_name="shard {partition}", tags=("cpu",))
+def write_shards(partition: Partition, run: Run, settings: ShardSettings) -> list[Outcome]:
+    """Write each planned shard of a partition."""
+    return [stage.shard(shard, run=run, settings=settings) for shard in partition]
+
+
+@task(run_name="list the shards", tags=("cpu",))
+def list_shards(run: Run) -> list[Shard]:
+    """Return every shard that counts, oldest first."""
+    return manifest.shards(run.out)
+
+
+@task(run_name="check the rejects", tags=("cpu",))
+def check_rejects(run: Run, max_reject_rate: float) -> None:
+    """Stop before any model work if too many images were rejected."""
+    require_few_rejects(run, max_reject_rate=max_reject_rate)
+
+
+@task(run_name="retire {partition}", tags=("cpu",))
+def retire_images(partition: Partition, run: Run) -> list[Outcome]:
+    """Take images that are gone or replaced out of the shards of a partition."""
+    return [stage.retire(shard, run=run) for shard in partition]

@@ -1,0 +1,1 @@
+"""The direction of imports, the names of files, and their size."""

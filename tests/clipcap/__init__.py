@@ -1,0 +1,1 @@
+"""Each module's own promises."""

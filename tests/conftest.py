@@ -1,0 +1,83 @@
+"""The state that tests start from: no network, nobody's keys, a real S3 server on request."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import S3Address, make_bucket, missing_programs, shared_s3
+
+SERVER_FIXTURES = {"s3": "s3", "prefect_server": "prefect_server"}
+"""Fixture to marker: whoever asks for a server can be chosen, or left out, with `-m`."""
+
+ENVIRONMENT = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",  # else a test without keys waits for 169.254.169.254
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # two busy processes of two threads each are six times slower
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before any library reads it; Prefect gets a home of its own."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "PREFECT_"))]:
+        del os.environ[name]
+    os.environ.update(ENVIRONMENT)
+    home = tempfile.TemporaryDirectory(prefix="prefect-", ignore_cleanup_errors=True)
+    os.environ["PREFECT_HOME"] = home.name
+    config.add_cleanup(home.cleanup)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server; those of Prefect share one worker, and so one server."""
+    for item in items:
+        for fixture, marker in SERVER_FIXTURES.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+        if item.get_closest_marker("prefect_server"):
+            item.add_marker(pytest.mark.xdist_group("prefect_server"))
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Address]:
+    """An S3 server that all workers of this test run share."""
+    if missing := missing_programs():
+        pytest.skip(f"No S3 server: {', '.join(missing)} not installed; `make s3-server` does it.")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with shared_s3(shared / "s3") as address:
+        yield address
+
+
+@pytest.fixture
+def s3_environment(s3: S3Address, monkeypatch: pytest.MonkeyPatch) -> S3Address:
+    """The server's address and keys, in this process's environment as well."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def bucket(s3_environment: S3Address) -> str:
+    """The URL of a new, empty bucket that no other test knows."""
+    return make_bucket(s3_environment, f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server of this worker's own, with an empty database."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield

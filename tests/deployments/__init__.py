@@ -1,0 +1,1 @@
+"""Every deployment loads, and its parameters are valid."""

@@ -1,0 +1,1 @@
+"""Whole nights, as a user starts them."""

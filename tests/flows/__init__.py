@@ -1,0 +1,1 @@
+"""Whole runs: entry again, failed partitions, kills, the command line."""

@@ -1,0 +1,110 @@
+"""A source, an output and settings in; what kills at many points left different, as JSON, out.
+
+    python -m tests.killed SOURCE OUT SETTINGS.json POINTS
+
+Runs as a process of its own: it imports everything, does no work itself, and forks a child for
+each night. A child ends itself with SIGKILL before or after its n-th write or delete; nothing in
+the library can catch that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flows.nightly
+from clipcap import storage
+from flows.settings import NightlySettings
+from tests.tables import differences
+
+CHANGES = ("write", "delete")
+"""Everything that changes an output goes through these two functions."""
+
+
+def main(source: str, out: str, settings: NightlySettings, points: int) -> dict[str, Any]:
+    """Kill a night at `points` places, run it again, compare with one that was not killed."""
+    whole = f"{out}/whole"
+    changes = _count(_night(source, whole, settings))
+    found: list[str] = []
+    for n in range(points):
+        at = 1 + n * (changes - 1) // max(points - 1, 1)
+        target, where = f"{out}/killed-{n}", f"{'after' if n % 2 else 'before'} {at} of {changes}"
+        night = _night(source, target, settings)
+        status = _fork(_dying(night, at, after=bool(n % 2)))
+        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            found.append(f"{where}: the night was not killed, status {status}")
+        if _fork(night):
+            found.append(f"{where}: the rerun failed")
+        found += [f"{where}: {one}" for one in differences(target, whole)]
+    return {"changes": changes, "points": points, "differences": found}
+
+
+def _night(source: str, out: str, settings: NightlySettings) -> Callable[[], object]:
+    return lambda: flows.nightly.nightly.fn(source, out, settings)
+
+
+def _fork(work: Callable[[], object]) -> int:
+    """Run `work` in a child and return its wait status."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001 - the child must end here whatever happens
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def _counted(change: Callable[[str, Callable[..., Any], Any], Any]) -> None:
+    """Send every change of an output through `change(name, function, *arguments)`."""
+    for name in CHANGES:
+        real = getattr(storage, name)
+        setattr(storage, name, lambda *args, name=name, real=real: change(name, real, *args))
+
+
+def _count(work: Callable[[], object]) -> int:
+    """Return how many changes a whole night makes, counted in a child."""
+    with tempfile.NamedTemporaryFile() as tally:
+
+        def counting() -> None:
+            def change(_name: str, real: Callable[..., Any], *args: Any) -> None:  # noqa: ANN401
+                real(*args)
+                with Path(tally.name).open("a") as stream:
+                    stream.write("x")
+
+            _counted(change)
+            work()
+
+        if _fork(counting):
+            sys.exit("the night that should not be killed failed")
+        return len(Path(tally.name).read_text())
+
+
+def _dying(work: Callable[[], object], at: int, *, after: bool) -> Callable[[], None]:
+    left = [at]
+
+    def change(_name: str, real: Callable[..., Any], *args: Any) -> None:  # noqa: ANN401
+        left[0] -= 1
+        if left[0] == 0 and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying() -> None:
+        _counted(change)
+        work()
+
+    return dying
+
+
+if __name__ == "__main__":
+    given = NightlySettings.model_validate_json(Path(sys.argv[3]).read_text())
+    json.dump(main(sys.argv[1], sys.argv[2], given, int(sys.argv[4])), sys.stdout, indent=1)

@@ -1,0 +1,106 @@
+"""Tiny models and a folder of drawings in, whole nights of every stage out, for tests of stages."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from clipcap import embedding, labels, manifest, storage
+from clipcap.cards import EncoderFit
+from clipcap.embedding import EmbedSettings, Speed
+from clipcap.layout import Run, Shard
+from clipcap.outcomes import Night, Outcome
+from clipcap.planning import PackSettings
+from clipcap.stages import caption, embed, label, publish, shard
+from clipcap.stages.caption import CaptionSettings, CaptionSpeed
+from clipcap.stages.label import LabelSettings
+from clipcap.stages.publish import Published, PublishSettings
+from clipcap.stages.shard import ShardSettings
+from tests.captioners import tiny_captioner
+from tests.models import make_tiny_clip
+
+LABELS = 'names = ["cat", "dog", "house"]\ntemplates = ["a photo of a {}.", "a picture of a {}."]\n'
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of tiny models that fit each other, and a label set."""
+
+    encoder: EmbedSettings
+    captioner: CaptionSettings
+    label_set: str
+
+
+def make_tiny(folder: Path, seed: int = 0) -> Tiny:
+    """Write a random CLIP of D = 16, a captioner that reads its embeddings, and a label set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = make_tiny_clip(_made(folder / f"clip-{seed}"), seed)
+    encoder = EmbedSettings(model=str(clip))
+    ref = embedding.reference(encoder)
+    captioner = tiny_captioner(seed, stop_bonus=1.0)
+    fit = EncoderFit(
+        model_id=ref.model_id,
+        sha256=ref.sha256,
+        preprocess_sha256=ref.preprocess_sha256,
+        dim=ref.dim,
+    )
+    captioner.card = captioner.card.model_copy(update={"encoder": fit})
+    captioner.save(str(folder / f"captioner-{seed}"))
+    (folder / "pets.toml").write_text(LABELS)
+    chosen = CaptionSettings(captioner=str(folder / f"captioner-{seed}"))
+    return Tiny(encoder, chosen, str(folder / "pets.toml"))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (64, 48)) -> None:
+    """Write a drawing that differs with `seed`; the ending says the format."""
+    image = Image.new("RGB", size, (seed * 53 % 256, seed * 97 % 256, seed * 151 % 256))
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((4, 4, 8 + seed * 7 % 40, 30), fill=(255 - seed * 11 % 256, 40, 90))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def night(
+    source: str | Path, out: str | Path, tiny: Tiny, *, dt: str = "2026-11-20", max_images: int = 4
+) -> tuple[Night, Published]:
+    """Run every stage once, in the order of the nightly flow."""
+    run = Run(f"run-{secrets.token_hex(4)}", storage.canonical(str(out)), dt)
+    settings = ShardSettings(pack=PackSettings(max_images=max_images))
+    started = time.time()
+    plan = shard.plan(str(source), run=run, settings=settings)
+    outcomes = [shard.shard(part.shard, run=run, settings=settings) for part in plan.planned]
+    outcomes += [shard.retire(target, run=run) for target in plan.retired]
+    for target in manifest.shards(run.out):
+        outcomes += over(target, run, tiny)
+    done = Night(run, "nightly", "test", started, "{}", plan, tuple(outcomes))
+    return done, publish.publish(done, settings=PublishSettings())
+
+
+def over(target: Shard, run: Run, tiny: Tiny) -> list[Outcome]:
+    """Embed, caption and label one shard."""
+    return [
+        embed.embed(target, run=run, settings=tiny.encoder, speed=Speed(batch_size=3)),
+        caption.caption(
+            target,
+            run=run,
+            settings=tiny.captioner,
+            encoder=tiny.encoder,
+            speed=CaptionSpeed(batch_size=3),
+        ),
+        label.label(
+            target,
+            labels.load(tiny.label_set),
+            run=run,
+            settings=LabelSettings(label_sets=(tiny.label_set,), top_k=2),
+            encoder=tiny.encoder,
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""Retries by error class, and nothing else: a task is thin."""
