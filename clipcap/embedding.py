@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
     from clipcap.encoders import Encoder
 
+log = logging.getLogger(__name__)
+
 VERSION: Final = 1
 """Raised by hand when the meaning of an embedding changes."""
+_TOLD: set[str] = set()
 _AHEAD: Final = 2  # batches decoded while the model runs on another: bounds the memory
 
 
@@ -132,6 +136,7 @@ def embed_rows(
         return made
     encoder = load(settings, speed)
     tar = storage.read(layout.tar(run.out, shard))
+    started = time.perf_counter()
     for batch, ready in _decoded(todo, tar, encoder, speed):
         pairs = list(zip(batch, ready, strict=True))
         made.refused += [_refused(row, e) for row, e in pairs if isinstance(e, ImageError)]
@@ -143,7 +148,23 @@ def embed_rows(
         made.model_s += time.perf_counter() - began
         for (row, _), raw_D in zip(good, raw_BD, strict=True):
             _keep(made, row, _row(row, raw_D, encoder.model_id, run))
+        _tell_speed(encoder, shard, len(made.rows), todo.num_rows, time.perf_counter() - started)
     return made
+
+
+def _tell_speed(encoder: Encoder, shard: Shard, done: int, of: int, seconds: float) -> None:
+    """Log, once for each model of a process, where it runs and what its first batch promises."""
+    if encoder.model_id in _TOLD or not done:
+        return
+    _TOLD.add(encoder.model_id)
+    on_cpu = encoder.device.type == "cpu"
+    place = f"{os.cpu_count()} CPU threads, no GPU" if on_cpu else str(encoder.device)
+    rate = done / max(seconds, 1e-9)
+    rest = f", about {(of - done) / rate:.0f} s for the other {of - done}" if of > done else ""
+    log.info(
+        "embed %s: runs on %s; first batch: %d images at %.0f images/s%s",
+        shard, place, done, rate, rest,
+    )  # fmt: skip
 
 
 def _keep(made: Embedded, row: dict[str, Any], embedding: dict[str, Any] | None) -> None:

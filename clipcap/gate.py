@@ -8,7 +8,7 @@ from typing import Final
 
 from clipcap import commits, layout, manifest, storage
 from clipcap.errors import NotFoundError, TooManyRejectsError
-from clipcap.layout import Run, Shard
+from clipcap.layout import Run
 
 _EXAMPLES: Final = 3
 _SHOWN_REASONS: Final = 5
@@ -22,12 +22,12 @@ def require_few_rejects(run: Run, *, max_reject_rate: float) -> None:
     Raises:
         TooManyRejectsError: says the share, the reasons and the first examples.
     """
-    published = published_shards(run.out)
+    told = published(run.out)
     rejected: Counter[str] = Counter()
     examples: list[str] = []
     taken = 0
     for shard in manifest.shards(run.out):
-        if shard in published:
+        if layout.manifest(run.out, shard) in told:
             continue
         found = commits.find(layout.manifest(run.out, shard))
         taken += found.rows if found else 0
@@ -41,15 +41,18 @@ def require_few_rejects(run: Run, *, max_reject_rate: float) -> None:
         raise TooManyRejectsError(_sentence(count, taken, rejected, examples, max_reject_rate))
 
 
-def published_shards(out: str) -> set[Shard]:
-    """Return the shards that the newest whole run has told readers of."""
+def published(out: str) -> dict[str, str]:
+    """Return the objects that the newest whole run told readers of: URL to fingerprint."""
     try:
         latest = json.loads(storage.read(layout.latest(out)))
         listed = json.loads(storage.read(layout.run_manifest(out, latest["run_id"])))
     except NotFoundError:
-        return set()
-    urls = [found["url"] for found in listed["objects"]]
-    return {layout.shard_of(url) for url in urls if url.startswith("manifest/")}
+        return {}
+    return {
+        f"{out}/{found['url']}": found["fingerprint"]
+        for found in listed["objects"]
+        if "fingerprint" in found
+    }
 
 
 def _sentence(

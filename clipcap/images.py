@@ -36,20 +36,9 @@ _GRAY_LEVELS: Final = 2
 # What Pillow's decoders were seen to raise on broken files. A decode error is never our own bug
 # hidden: only Pillow's open, load, transpose and convert run inside.
 _DECODE_ERRORS: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    ZeroDivisionError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    EOFError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -187,13 +176,7 @@ def _decode(
                 _check_size(opened.size, settings)
                 if draft_px is not None:
                     opened.draft("RGB", (draft_px, draft_px))
-                size = opened.size
-                if found.pillow != "TIFF":  # a loaded TIFF is closed, and turned by Pillow itself
-                    opened.load()
-                exif = _exif_values(opened, keep_gps=settings.keep_gps)
-                if found.pillow == "TIFF" and exif.get("Orientation") in (5, 6, 7, 8):
-                    size = size[::-1]
-                opened.load()
+                size, exif = _load(opened, keep_gps=settings.keep_gps)
                 return _rgb(opened), found, size, exif
         except Image.DecompressionBombError as error:
             raise ImageError("decompression_bomb", str(error)) from error
@@ -205,6 +188,17 @@ def _decode(
             text = f"{type(error).__name__}: {error}"[:300]
             cut = "truncated" in text.lower() or "unexpected end" in text.lower()
             raise ImageError("truncated" if cut else "decode_failed", text) from error
+
+
+def _load(opened: Image.Image, *, keep_gps: bool) -> tuple[tuple[int, int], _Exif]:
+    """Decode; return the size as stored, and the EXIF entries."""
+    size = opened.size
+    if opened.format != "TIFF":
+        opened.load()
+        return size, _exif_values(opened, keep_gps=keep_gps)
+    exif = _exif_values(opened, keep_gps=keep_gps)  # a loaded TIFF is closed, and turned already
+    opened.load()
+    return size[::-1] if exif.get("Orientation") in (5, 6, 7, 8) else size, exif
 
 
 def _rgb(opened: Image.Image) -> Image.Image:

@@ -88,7 +88,7 @@ def _sidecars(item: Todo) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
         data = _read(sidecar.at)
         try:
             captions += _captions(sidecar.suffix, data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             message = f"{sidecar.at.url}: {type(error).__name__}: {error}"[:300]
             raise ImageError("bad_sidecar", message) from error
         files.append((sidecar.suffix, data))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from clipcap.keys import path_name
+from clipcap.settings import digest
 
 CONTRACT: Final = 1
 """Version of the output contract; a change of a table, a path or a fingerprint raises it."""
@@ -154,3 +155,13 @@ def front(
 def retirement(run: Run, shard: Shard) -> str:
     """Return the URL of the list of images that shall leave a shard."""
     return f"{plans(run.out)}/{run.run_id}/{shard.dt}_{shard.name}.retire.json"
+
+
+def listings(out: str, source: str) -> str:
+    """Return the URL of the folder of what the containers of a source hold."""
+    return f"{out}/_listings/{digest(source)[:16]}"
+
+
+def listing(out: str, source: str, *, container: str, etag: str) -> str:
+    """Return the URL of what one version of a container, such as a tar, holds."""
+    return f"{listings(out, source)}/{digest([container, etag])[:32]}.parquet"

@@ -31,6 +31,9 @@ _LISTED: Final = pa.schema(
 )
 
 
+_UNKNOWN_BYTES: Final = 2**19  # taken for an image whose size only its download will tell
+
+
 class PackSettings(Settings):
     """How many images go into one shard."""
 
@@ -178,7 +181,7 @@ def _grouped(items: Sequence[Todo | Sample], pack: PackSettings) -> list[list[To
     groups: list[list[Todo | Sample]] = []
     size = 0
     for item in items:
-        more = (item.sample if isinstance(item, Todo) else item).size_bytes
+        more = (item.sample if isinstance(item, Todo) else item).size_bytes or _UNKNOWN_BYTES
         if not groups or len(groups[-1]) == pack.max_images or size + more > pack.max_bytes:
             groups.append([])
             size = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,8 +62,7 @@ def write(
     """Write what each task needs to know, and return the plan in numbers and names."""
     plan = summary(compared, shards, source=source)
     for shard, todo in shards.items():
-        data = tables.to_bytes(tables.from_rows(map(_row, todo), _SCHEMA), {"source": source})
-        storage.write(layout.plan(run, shard), data)
+        write_samples(layout.plan(run, shard), todo, source=source)
     for shard, lists in _retired(compared, shards).items():
         storage.write(layout.retirement(run, shard), json.dumps(lists).encode())
     return plan
@@ -107,6 +106,12 @@ def _retired(
     return {shard: lists for shard, lists in kept.items() if any(lists.values())}
 
 
+def write_samples(url: str, todo: Iterable[Todo], *, source: str) -> None:
+    """Write what is known of some samples before their bytes are read."""
+    table = tables.from_rows(map(_row, todo), _SCHEMA)
+    storage.write(url, tables.to_bytes(table, {"source": source}))
+
+
 def _row(item: Todo) -> dict[str, Any]:
     sample = item.sample
     return {
@@ -133,7 +138,16 @@ def _range(at: Bytes) -> dict[str, Any]:
 
 def read(run: Run, shard: Shard) -> tuple[list[Todo], str]:
     """Return the samples of a planned shard and the source they come from."""
-    table = tables.read(layout.plan(run, shard))
+    return read_samples(layout.plan(run, shard))
+
+
+def read_samples(url: str) -> tuple[list[Todo], str]:
+    """Return the samples that `write_samples` wrote, and their source.
+
+    Raises:
+        NotFoundError: nothing was written there.
+    """
+    table = tables.read(url)
     source = (table.schema.metadata or {})[b"source"].decode()
     return [_todo(row) for row in table.to_pylist()], source
 

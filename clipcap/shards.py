@@ -29,7 +29,7 @@ class Member:
 
 
 def pack(files: Sequence[tuple[str, str, bytes]]) -> tuple[bytes, list[Member]]:
-    """Return a tar of `(key, extension, bytes)`, in order of member name, and its members.
+    """Return a tar of `(key, extension, bytes)`, in order of key, then extension; and its members.
 
     Raises:
         SettingsError: a key with other signs than letters, digits, `_` and `-`, or a name twice.

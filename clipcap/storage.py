@@ -42,6 +42,10 @@ class ObjectInfo:
     modified_at: datetime | None
 
 
+_SIGNED: Final = re.compile(r"[?&](X-(Amz|Goog)-(Signature|Credential)|Signature|sig)=")
+_WEB: Final = ("http", "https")  # a slash at the end is another page there
+
+
 def canonical(url: str) -> str:
     """Return the one URL of a place: absolute, without credentials, without a slash at the end.
 
@@ -53,14 +57,14 @@ def canonical(url: str) -> str:
         return "file://" + _quoted(os.path.abspath(os.path.expanduser(url)))
     if protocol == "file":
         return canonical(os.fsdecode(unquote_to_bytes(rest)))
-    if "@" in rest.partition("/")[0] or re.search(r"[?&](X-Amz-Signature|Signature|sig)=", rest):
+    if "@" in rest.partition("/")[0] or _SIGNED.search(rest):
         raise SettingsError(
             "A URL must not carry credentials or a signature; set them in the environment instead "
             "(for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
         )
     if protocol == "memory":
         rest = rest.lstrip("/")
-    return f"{protocol}://{rest.rstrip('/')}"
+    return f"{protocol}://{rest}" if protocol in _WEB else f"{protocol}://{rest.rstrip('/')}"
 
 
 def _quoted(path: str) -> str:

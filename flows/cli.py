@@ -33,6 +33,8 @@ COMMANDS: Final = {
 """Command to the file of `flows/commands` that has it, and its help in one line."""
 INTERRUPTED: Final = 130
 _LIBRARY: Final = logging.getLogger("clipcap")
+_SPEED: Final = logging.getLogger("clipcap.embedding")
+"""Says where a model runs and how fast; everything else below a warning is for --debug."""
 
 
 class Commands(click.Group):
@@ -81,7 +83,8 @@ class _Stderr(logging.Handler):
     """Prints warnings, and with --debug everything, to where stderr is now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _is_debugging() or record.levelno >= logging.WARNING:
+        told = record.levelno >= logging.WARNING or record.name == _SPEED.name
+        if told or _is_debugging():
             click.echo(self.format(record), err=True)
 
 
@@ -96,6 +99,8 @@ def main() -> None:
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     _LIBRARY.addHandler(handler)
+    _LIBRARY.propagate = False  # Prefect prints what reaches the root
+    _SPEED.setLevel(logging.INFO)
     sys.excepthook = _unexpected
     sys.exit(_run())
 

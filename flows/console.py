@@ -41,7 +41,8 @@ def stage_line(stage: str, night: Night) -> str:
         text = _described(stage, images, done)
         text += f" with {sets} label sets" if stage == "label" and images else ""
     rate = f", {images / max(seconds, 1e-9):,.0f} images/s" if images else ""
-    return f"{stage:<{_WIDTH}}{text}, {seconds:.1f} s{rate}"
+    model = f" ({total.model_s:.1f} s in the model)" if total.model_s else ""
+    return f"{stage:<{_WIDTH}}{text}, {seconds:.1f} s{model}{rate}"
 
 
 def _taken_in(night: Night) -> str:
@@ -126,6 +127,9 @@ class Lines:
         """Print the last stage's line."""
         if published is not None:
             click.echo(publish_line(published))
+
+    def close(self) -> None:
+        """Nothing is left open."""
 
 
 class Bars(Lines):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clipcap import embedding, labels, storage
 from clipcap.embedding import EmbedSettings
 from clipcap.encoders.openclip import choose_device
+from clipcap.errors import SettingsError
 from clipcap.stages.caption import CaptionSettings, choose
 from tasks._task import task
 
@@ -12,6 +13,8 @@ from tasks._task import task
 @task(run_name="check {source} and {out}", tags=("cpu",))
 def check_places(source: str, out: str) -> None:
     """Look whether the source is there and the output takes a probe."""
+    if not source or not out:
+        raise SettingsError("There must be a source and an output, but one of them is empty.")
     if not any(sign in source for sign in "*?["):  # else a pattern, which only listing can judge
         storage.require_bucket(source)
     storage.require_writable(out)

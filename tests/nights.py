@@ -26,6 +26,9 @@ from tests.models import make_tiny_clip
 LABELS = 'names = ["cat", "dog", "house"]\ntemplates = ["a photo of a {}.", "a picture of a {}."]\n'
 
 
+PUBLISH = PublishSettings()
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Folders of tiny models that fit each other, and a label set."""
@@ -70,19 +73,25 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (64, 48)) -> None:
 
 
 def night(
-    source: str | Path, out: str | Path, tiny: Tiny, *, dt: str = "2026-11-20", max_images: int = 4
+    source: str | Path,
+    out: str | Path,
+    tiny: Tiny,
+    *,
+    dt: str = "2026-11-20",
+    max_images: int = 4,
+    settings: PublishSettings = PUBLISH,
 ) -> tuple[Night, Published]:
     """Run every stage once, in the order of the nightly flow."""
     run = Run(f"run-{secrets.token_hex(4)}", storage.canonical(str(out)), dt)
-    settings = ShardSettings(pack=PackSettings(max_images=max_images))
+    packed = ShardSettings(pack=PackSettings(max_images=max_images))
     started = time.time()
-    plan = shard.plan(str(source), run=run, settings=settings)
-    outcomes = [shard.shard(part.shard, run=run, settings=settings) for part in plan.planned]
+    plan = shard.plan(str(source), run=run, settings=packed)
+    outcomes = [shard.shard(part.shard, run=run, settings=packed) for part in plan.planned]
     outcomes += [shard.retire(target, run=run) for target in plan.retired]
     for target in manifest.shards(run.out):
         outcomes += over(target, run, tiny)
     done = Night(run, "nightly", "test", started, "{}", plan, tuple(outcomes))
-    return done, publish.publish(done, settings=PublishSettings())
+    return done, publish.publish(done, settings=settings)
 
 
 def over(target: Shard, run: Run, tiny: Tiny) -> list[Outcome]:

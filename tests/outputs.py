@@ -1,7 +1,8 @@
-"""A folder in, a small finished output of three nights out, made by the real stages with tiny models.
+"""A folder in, a small finished output of three nights out, by the real stages.
 
-Drawings of the picture book in several formats, one turned by EXIF, captions beside some, broken files, names that
-are HTML; then a night on which one image is new, one changed and two are gone; then one with nothing new.
+Drawings of the picture book in several formats, one turned by EXIF, captions beside some, broken
+files, names that are HTML; then a night on which one image is new, one changed and two are gone;
+then one with nothing new.
 """
 
 from __future__ import annotations
@@ -62,13 +63,14 @@ def build(folder: Path, *, pictures: int = 10) -> Output:
 
 def fill(source: Path, pictures: int) -> None:
     """Write drawings; every third has captions beside it, the last two are near-duplicates."""
+    last = source
     for number in range(pictures):
         form = _FORMATS[number % len(_FORMATS)]
         path = source / f"scene-{number:02d}.{_ENDINGS[form]}"
-        said = save(path, number)
+        said, last = save(path, number), path
         if number % 3 == 0:
             path.with_suffix(".txt").write_text(f"{said}\n{SCRIPT} a second caption\n")
-    with Image.open(source / f"scene-{pictures - 1:02d}.{_ENDINGS[form]}") as opened:
+    with Image.open(last) as opened:
         opened.convert("RGB").save(source / "scene-again.jpg", quality=90)
 
 

@@ -46,7 +46,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/slow":
             self.server.done.wait(60)
-        if path in STATUS_PATHS:
+            self.close_connection = True
+        elif path in STATUS_PATHS:
             self.send_error(int(path.rpartition("/")[2]))
         elif path == "/loop":
             self.send_response(302)

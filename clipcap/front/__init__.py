@@ -1,6 +1,7 @@
-"""An output in, the files that explain it to its readers out: README, contract, views, Croissant metadata.
+"""An output in, the files that explain it to its readers out.
 
-They depend on the contract alone, so that writing them again changes nothing.
+README, contract, views and Croissant metadata depend on the contract alone, so that writing them
+again changes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Literal
 from clipcap import layout, storage
 from clipcap.errors import NotFoundError
 from clipcap.front import contract, croissant, views
-
 
 FileName = Literal["README.md", "contract.json", "views.sql", "croissant.json"]
 

@@ -1,4 +1,4 @@
-"""The schemas and what their columns mean in; the output contract as a JSON value and as a page out."""
+"""Schemas and what their columns mean in; the output contract as JSON and as a page out."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ FOOTERS: Final[dict[Table, tuple[str, ...]]] = {
 }  # fmt: skip
 """Keys that the footer of each table's files must have."""
 
-_NAMES: Final = {"float": "float32", "double": "float64", "timestamp[us, tz=UTC]": "timestamp[us, UTC]"}
+_NAMES: Final = {
+    "float": "float32",
+    "double": "float64",
+    "timestamp[us, tz=UTC]": "timestamp[us, UTC]",
+}
 
 
 def schema(name: Table, *, dim: int = 1) -> pa.Schema:

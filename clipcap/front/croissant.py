@@ -1,4 +1,4 @@
-"""The contract in, Croissant 1.0 metadata (JSON-LD) out, so that data-set tools find files and columns."""
+"""The contract in, Croissant 1.0 metadata out, so that data-set tools find files and columns."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def croissant() -> dict[str, Any]:
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": "clipcap-output",
         "description": (
-            "Images of a bucket with captions, labels and CLIP embeddings, kept up to date night by night. "
-            "The licence of images and captions is that of their source."
+            "Images of a bucket with captions, labels and CLIP embeddings, kept up to date night "
+            "by night. The licence of images and captions is that of their source."
         ),
         "version": f"{CONTRACT}.0.0",
         "creator": {"@type": "sc:Organization", "name": "clipcap"},

@@ -1,4 +1,4 @@
--- ---------------------------------------------------------------------------------------------------------
+-- -----------------------------------------------------------------------------------------------
 -- Questions. Each is a view or a macro: FROM nights;   FROM images_like('some-key');
 
 -- Every live image with each of its captions (null where it has none).

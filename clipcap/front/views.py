@@ -1,7 +1,7 @@
 """The schemas in, `views.sql` out: one DuckDB view per table, then the questions of `queries.sql`.
 
-A table without files is a view without rows: its columns stand in the view, so that nothing fails before the
-first reject. The text depends on the contract alone, not on where the output lies.
+A table without files is a view without rows: its columns stand in the view, so that nothing fails
+before the first reject. The text depends on the contract alone, not on where the output lies.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ _HEAD: Final = f"""\
 -- Views on an output of clipcap (contract {CONTRACT}), for DuckDB 2.0 and newer.
 --
 -- Inside the output folder:   duckdb -init views.sql
--- From anywhere else:         SET VARIABLE clipcap = '/path/to/output';   then   .read /path/to/output/views.sql
--- In a bucket:                INSTALL httpfs; LOAD httpfs; CREATE SECRET (TYPE s3, PROVIDER credential_chain);
---                             SET VARIABLE clipcap = 's3://bucket/output';  then read this file.
+-- From anywhere else:         SET VARIABLE clipcap = '/path/to/output';
+--                             .read /path/to/output/views.sql
+-- In a bucket:                INSTALL httpfs; LOAD httpfs;
+--                             CREATE SECRET (TYPE s3, PROVIDER credential_chain);
+--                             SET VARIABLE clipcap = 's3://bucket/output';
+--                             .read views.sql  (a copy of this file)
 
 SET VARIABLE clipcap = coalesce(getvariable('clipcap'), '.');
 CREATE OR REPLACE MACRO clipcap_at(place) AS coalesce(getvariable('clipcap'), '.') || '/' || place;
 
--- ---------------------------------------------------------------------------------------------------------
+-- -----------------------------------------------------------------------------------------------
 -- Tables. `dt` is the date of the run that made the shard.
 """
 _SQL_TYPES: Final = {
@@ -64,7 +67,7 @@ FROM (
 """
 
 
-def _lines(parts: list[str], indent: int, width: int = 105) -> str:
+def _lines(parts: list[str], indent: int, width: int = 98) -> str:
     """Return `parts` with commas, broken into lines."""
     lines = [""]
     for part in parts:

@@ -1,6 +1,7 @@
 """A night in, its report out: one HTML page that asks nothing of any network and needs no script.
 
-Everything that a file name, a caption or EXIF can say is escaped, and the page's own policy lets it load nothing.
+Everything that a file name, a caption or EXIF can say is escaped, and the page's own policy lets it
+load nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ _FOLDER: Final = Path(__file__).parent
 _PAGE: Final = "page.html"
 _QUESTIONS: Final = (
     ("This run", "FROM runs WHERE run_id = {run_id};"),
-    ("Its captions, least trusted first", "FROM captions WHERE run_id = {run_id} ORDER BY clip_score;"),
+    (
+        "Its captions, least trusted first",
+        "FROM captions WHERE run_id = {run_id} ORDER BY clip_score;",
+    ),
     ("The review queue", "FROM review_queue;"),
-    ("What it left out", "SELECT reason, source_uri, error_message FROM rejects WHERE run_id = {run_id};"),
+    (
+        "What it left out",
+        "SELECT reason, source_uri, error_message FROM rejects WHERE run_id = {run_id};",
+    ),
     ("Rejects by reason", "FROM rejects_by_reason;"),
     ("Label mix, and whether it moved", "FROM label_mix; FROM label_drift;"),
     (
@@ -87,12 +94,12 @@ def _template() -> Template:
 
 @cache
 def _policy() -> str:
-    """Return the content security policy: pictures in the page itself, and the one script that stands in it."""
+    """Return the content security policy: inline pictures and the page's own script, no more."""
     script = re.search(r"<script>(.*?)</script>", (_FOLDER / _PAGE).read_text("utf-8"), re.DOTALL)
     digest = hashlib.sha256((script[1] if script else "").encode()).digest()
     return (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-        f"script-src 'sha256-{base64.b64encode(digest).decode()}'"
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+        f"form-action 'none'; script-src 'sha256-{base64.b64encode(digest).decode()}'"
     )
 
 

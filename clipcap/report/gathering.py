@@ -1,4 +1,4 @@
-"""The shards that a night worked on in; what the report says of their images out, bounded in size."""
+"""The shards that a night worked on in; what the report says of their images out, bounded."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from clipcap.report.mixture import Mix
 
 _READERS: Final = 8  # shards read at a time: hides the store's latency
 _MANIFEST: Final = [
-    "image_id", "source_uri", "member_offset", "member_bytes", "width", "height", "exif", "taken_at",
-    "reference_captions", "flags", "run_id",
+    "image_id", "source_uri", "member_offset", "member_bytes", "width", "height", "exif",
+    "taken_at", "reference_captions", "flags", "run_id",
 ]  # fmt: skip
 _CAPTIONS: Final = ["caption", "status", "clip_score", "candidates", "review_reasons"]
 _LABELS: Final = ["image_id", "label_set", "label", "rank", "score", "accepted", "run_id"]
@@ -70,7 +70,9 @@ def gather(night: Night, *, images: int) -> Gathered:
         return Gathered()
     share = math.ceil(images / len(active))
     with ThreadPoolExecutor(_READERS, thread_name_prefix="report") as pool:
-        found = pool.map(lambda pair: _part(night, *pair, images, share), active.items())
+        found = pool.map(
+            lambda pair: _part(night, pair[0], pair[1], most=images, share=share), active.items()
+        )
         parts = [part for part in found if part is not None]
     queue = _least_trusted(parts, images)
     others = [seen for part in parts for seen in _seen(part, part.others)]
@@ -87,7 +89,7 @@ def gather(night: Night, *, images: int) -> Gathered:
 
 
 def _part(
-    night: Night, shard: Shard, outcomes: Sequence[Outcome], most: int, share: int
+    night: Night, shard: Shard, outcomes: Sequence[Outcome], *, most: int, share: int
 ) -> _Part | None:
     try:
         live = tables.read(layout.manifest(night.run.out, shard), _MANIFEST)

@@ -36,7 +36,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """The labels of one label set; `psi` is the population stability index, None without a before."""
+    """The labels of one label set; `psi`, the population stability index, needs a before."""
 
     label_set: str
     images: int
@@ -46,13 +46,18 @@ class Mix:
     psi: float | None
 
     @property
+    def moved(self) -> bool:
+        """Whether somebody should act."""
+        return self.psi is not None and self.psi >= _ACT
+
+    @property
     def verdict(self) -> str:
         """What the index means."""
         if self.psi is None:
             return "Nothing earlier to compare with."
         if self.psi < _LOOK:
             return "The mix is as before."
-        return "The mix has moved: look." if self.psi < _ACT else "The mix is another one: act."
+        return "The mix is another one: act." if self.moved else "The mix has moved: look."
 
 
 def count(table: pa.Table, run_id: str, *, of_this_run: bool = True) -> Counter[str]:
@@ -79,9 +84,7 @@ def compare(label_set: str, now: Counter[str], before: Counter[str]) -> Mix:
     total, total_before = now.total(), before.total()
     ordered = sorted(now | before, key=lambda label: (-now[label], -before[label], label))
     shares = [
-        Share(
-            label, now[label], now[label] / max(total, 1), before[label] / max(total_before, 1)
-        )
+        Share(label, now[label], now[label] / max(total, 1), before[label] / max(total_before, 1))
         for label in ordered
     ]
     return Mix(

@@ -1,4 +1,4 @@
-"""The rejects of a night in; groups by reason with a few examples, and what to do about each, out."""
+"""The rejects of a night in; groups by reason, with examples and what to do about each, out."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ EXAMPLES: Final = 20
 _COLUMNS: Final = ("source_uri", "reason", "stage", "retryable", "error_message", "source_bytes")
 
 ADVICE: Final[dict[Reason, str]] = {
-    "not_found": "The source listed it, but it was gone when it was read. Nothing to do, if it was deleted "
-    "meanwhile.",
-    "access_denied": "Give the pipeline's key the right to read these objects; the next night tries again.",
+    "not_found": "The source listed it, but it was gone when it was read. If it was deleted "
+    "meanwhile, there is nothing to do.",
+    "access_denied": "Give the pipeline's key the right to read these; the next night tries again.",
     "timeout": "The store did not answer in time; the next night tries again.",
     "empty_file": "The file has no bytes: upload it again.",
-    "not_an_image": "No image by its content, whatever the name says. Leave it out with a narrower glob, or "
-    "upload the image.",
+    "not_an_image": "No image by its content, whatever the name says. Leave it out with a narrower "
+    "glob, or upload the image.",
     "truncated": "The file ends early, as after a broken upload: upload it again.",
     "decode_failed": "The file is damaged: save it again from the original.",
     "unsupported_format": "Convert it to JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF.",
     "decompression_bomb": "More pixels than the limit. Scale it down, or raise images.max_pixels.",
-    "too_small": "A side is under the limit. Lower images.min_side_px, if it is an image that counts.",
+    "too_small": "A side is under the limit. If such small images count, lower images.min_side_px.",
     "too_large": "More bytes than the limit. Scale it down, or raise images.max_bytes.",
     "bad_sidecar": "Its caption file is not UTF-8 text or JSON: mend or remove that file.",
     "duplicate_key": "Another image of its shard has the same key. Rename one of the two.",
     "opted_out": "Its owner asked for it to be left out.",
     "oom": "Decoding needed more memory than there was; the next night tries again.",
     "model_error": "The model gave no finite embedding; the next night tries again.",
-    "caption_empty": "The captioner said nothing. Look at the image; another captioner may do better.",
+    "caption_empty": "The captioner said nothing; another one may do better.",
 }
 
 

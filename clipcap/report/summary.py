@@ -27,7 +27,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One stage: `rate` images per second of wall time, `model` share of the work inside the model."""
+    """One stage: `rate` in images per second of wall time, `model` as share of its work."""
 
     stage: str
     shards: int
@@ -82,14 +82,14 @@ def verdict(night: Night, gathered: Gathered, rejected: Sequence[Group]) -> Verd
         gone = images(night.plan.deleted)
         parts.append(f"{gone} gone from the source left every table.")
     if out:
-        share = out / max(out + taken, 1)
+        share, most = out / max(out + taken, 1), _words(rejected[0].reason)
         parts.append(
-            f"{number(out)} ({share:.0%}) {_were(out)} left out, mostly {_words(rejected[0].reason)}."
+            f"{number(out)} ({share:.0%}) {_were(out)} left out, mostly \u201c{most}\u201d."
         )
     if gathered.in_queue:
         parts.append(f"{number(gathered.in_queue)} {_wait(gathered.in_queue)} for a second look.")
     many = out > _MANY_REJECTS * max(out + taken, 1)
-    moved = any(mix.psi is not None and mix.psi >= 0.25 for mix in gathered.mixes)  # noqa: PLR2004
+    moved = any(mix.moved for mix in gathered.mixes)
     if many or gathered.in_queue or moved:
         return Verdict("look", sentence, " ".join(parts))
     return Verdict("good" if taken or gathered.images else "quiet", sentence, " ".join(parts))

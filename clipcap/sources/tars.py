@@ -85,6 +85,16 @@ class _Member:
         return self.extension.rpartition(".")[2] in _IMAGES
 
 
+def containers(settings: Settings) -> list[ObjectInfo]:
+    """Return the tars; what one holds is read only where its etag is new.
+
+    Raises:
+        StorageError: the tars are not there or may not be listed.
+        SettingsError: `url` names an object that does not end in `.tar`.
+    """
+    return sorted(_tars(settings), key=lambda tar: f"{tar.url}#")
+
+
 def samples(settings: Settings) -> Iterator[Sample]:
     """Yield every image member once, sorted by URI (`{tar}#{member}`, percent-encoded).
 
@@ -96,10 +106,10 @@ def samples(settings: Settings) -> Iterator[Sample]:
         StorageError: the tars are not there or may not be read.
         SettingsError: `url` names an object that does not end in `.tar`.
     """
-    tars = sorted(_tars(settings), key=lambda tar: f"{tar.url}#")
+    tars = containers(settings)
     with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="tars") as pool:
         for start in range(0, len(tars), storage.IN_FLIGHT):
-            for found in pool.map(_samples, tars[start : start + storage.IN_FLIGHT]):
+            for found in pool.map(members, tars[start : start + storage.IN_FLIGHT]):
                 yield from found
 
 
@@ -131,7 +141,8 @@ def _root_and_pattern(url: str) -> tuple[str, str]:
     return storage.canonical(folder or "."), url[len(folder) :]
 
 
-def _samples(tar: ObjectInfo) -> list[Sample]:
+def members(tar: ObjectInfo) -> list[Sample]:
+    """Return the samples of one tar, sorted by URI; a refused tar is one that is no image."""
     try:
         groups = _groups(_members(tar))
     except (_TarError, NotFoundError) as error:

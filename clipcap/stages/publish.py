@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from clipcap import (
     commits,
     front,
+    gate,
     layout,
     manifest,
     plans,
@@ -181,15 +181,20 @@ def _require_whole(night: Night, members: Mapping[Shard, tuple[str, int]]) -> No
 
 
 def _captioned(night: Night) -> pa.Table:
-    """Return this night's new captions with the accepted labels of each image, for the sinks."""
+    """Return captions that readers were not told of yet, with accepted labels, for the sinks.
+
+    A run that died before its sinks leaves its captions to the next one.
+    """
+    told = gate.published(night.run.out)
     parts = [_SINK_SCHEMA.empty_table()]
     for outcome in night.of("caption"):
-        if outcome.state == "unchanged":
+        if told.get(outcome.url) == outcome.fingerprint:
             continue
-        table = tables.read(outcome.url)
-        new = table.filter(pc.equal(table["run_id"], night.run.run_id)).to_pylist()
         accepted = _accepted(night, outcome.shard)
-        made = [row | {"labels": accepted.get(row["image_id"], [])} for row in new]
+        made = [
+            row | {"labels": accepted.get(row["image_id"], [])}
+            for row in tables.read(outcome.url).to_pylist()
+        ]
         parts.append(tables.from_rows([_named(row) for row in made], _SINK_SCHEMA))
     return pa.concat_tables(parts)
 

@@ -10,7 +10,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from clipcap import intake, layout, manifest, planning, plans, registry, shards, storage, tables
+from clipcap import (
+    intake,
+    layout,
+    listings,
+    manifest,
+    planning,
+    plans,
+    registry,
+    shards,
+    storage,
+    tables,
+)
 from clipcap.errors import SettingsError
 from clipcap.images import ImageSettings
 from clipcap.intake import Refused, Taken
@@ -49,7 +60,7 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
         StorageError: the source may not be listed.
         SettingsError: it is empty, or its settings are not known.
     """
-    found = list(_samples(source, run=run, settings=settings))
+    found = list(_samples(source, run=run, settings=settings, write=write))
     known = manifest.known(run.out, storage.canonical(source))
     compared = planning.compare(found, known, run=run)
     to_write = planning.shards_to_write(
@@ -61,17 +72,20 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
     return plans.write(compared, to_write, run=run, source=storage.canonical(source))
 
 
-def _samples(source: str, *, run: Run, settings: ShardSettings) -> Iterator[Sample]:
+def _samples(source: str, *, run: Run, settings: ShardSettings, write: bool) -> Iterator[Sample]:
     kind = settings.kind if settings.kind != "auto" else _kind(source)
     module = registry.load("clipcap.sources", kind)
     options: dict[str, Any] = {"url": source, **settings.options}
     if "leave_out" in module.Settings.model_fields:
         options.setdefault("leave_out", run.out)
     try:
-        samples: Iterator[Sample] = module.samples(module.Settings(**options))
-        return samples
+        chosen = module.Settings(**options)
     except ValueError as error:
         raise SettingsError(f"The settings of the source {kind!r} do not fit: {error}") from error
+    if hasattr(module, "containers"):
+        return listings.samples(module, chosen, out=run.out, write=write)
+    samples: Iterator[Sample] = module.samples(chosen)
+    return samples
 
 
 def _kind(source: str) -> str:

@@ -1,6 +1,7 @@
 """Options typed, and a settings file, in; the settings they stand for out.
 
-An option's help is the docstring of the field it sets: written once, shown here and in Prefect's form.
+An option's help is the docstring of the field it sets: written once, shown here and in Prefect's
+form.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Choice:
     explained_by: tuple[type[BaseModel], str]
     kind: Any = str
     more: str = ""
+    on: bool = True
+    """Whether the field's default holds where the option is not given."""
 
     @property
     def name(self) -> str:
@@ -57,12 +60,11 @@ class Choice:
         default = self.field.get_default()
         several = isinstance(default, tuple)
         text = f"{(self.field.description or '').replace('`', '')}{self.more}"
-        if default not in (None, "") and self.kind is not FLAG:
+        if default not in (None, "") and self.on:
             text += f" [default: {', '.join(default) if several else default}]"
         return click.Option([self.flag], type=self.kind, multiple=several, help=text)
 
 
-FLAG: Final = bool
 _MODES: Final = click.Choice(["skip", "overwrite", "append"])
 GLOB: Final = Choice("--glob", ("shard.options.glob",), (FolderSettings, "glob"))
 LIMIT: Final = Choice("--limit", ("shard.limit",), (ShardSettings, "limit"), int)
@@ -92,14 +94,15 @@ SIDECARS: Final = Choice(
     (SidecarSettings, "mode"),
     _MODES,
     more=" Writes a text file with the caption beside each image.",
+    on=False,
 )
 
 
 def choices(model: type[S], *offered: Choice) -> Callable[[Callable[..., None]], Command]:
-    """Give a command the options, and `--settings`; it is called with `settings`, of type `model`."""
+    """Give a command options and `--settings`; it is called with `settings`, of type `model`."""
 
     def decorate(function: Callable[..., None]) -> Command:
-        def command(**given: Any) -> None:
+        def command(**given: Any) -> None:  # noqa: ANN401 - whatever its own options give
             typed = {choice: given.pop(choice.name) for choice in offered}
             chosen = _nested({choice: value for choice, value in typed.items() if _is_given(value)})
             function(settings=read(model, given.pop("settings_file"), chosen), **given)

@@ -13,7 +13,7 @@ from clipcap.layout import Run
 from clipcap.plans import Plan
 from clipcap.stages import shard as stage
 from flows.commands import _options as options
-from flows.commands._start import Start, as_json, json_option, server_option
+from flows.commands._start import Start, json_option, server_option, tell
 from flows.settings import NightlySettings
 
 
@@ -38,8 +38,8 @@ from flows.settings import NightlySettings
     type=click.DateTime(["%Y-%m-%d"]),
     help="The date that new shards are filed under. [default: today, UTC]",
 )
-@click.argument("out")
 @click.argument("source")
+@click.argument("out")
 def run(
     source: str,
     out: str,
@@ -59,12 +59,7 @@ def run(
 
     start = Start(server=how["server"], as_json=how["as_json"])
     finished = start(nightly, source, out, settings, date.date() if date else None)
-    if how["as_json"]:
-        click.echo(as_json(finished))
-    elif finished.published is not None:
-        from flows.console import shown
-
-        click.echo(f"report    {shown(finished.published.report_url)}")
+    tell(finished, as_json=how["as_json"])
 
 
 def _planned(source: str, out: str, settings: NightlySettings, date: datetime | None) -> Plan:
@@ -87,6 +82,6 @@ def _tell_plan(plan: Plan, *, machine: bool) -> None:
     )
     size = sum(part.size_bytes for part in plan.planned) / 1e6
     click.echo(
-        f"Would write {len(plan.planned):,} shards ({size:,.1f} MB of images) and take images out of "
-        f"{len(plan.retired):,}. Nothing was written."
+        f"Would write {len(plan.planned):,} shards ({size:,.1f} MB of images) and take images out "
+        f"of {len(plan.retired):,}. Nothing was written."
     )

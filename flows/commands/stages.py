@@ -14,7 +14,7 @@ from clipcap.settings import Settings
 from clipcap.stages.train import TrainSettings
 from flows.commands import _options as options
 from flows.commands._options import Choice
-from flows.commands._start import Start, as_json, json_option, server_option
+from flows.commands._start import Start, json_option, server_option, tell
 from flows.settings import NightlySettings
 
 
@@ -31,15 +31,14 @@ class TrainingSettings(Settings):
 @options.choices(NightlySettings, options.GLOB, options.RATE, options.LIMIT)
 @json_option
 @server_option
-@click.argument("out")
 @click.argument("source")
+@click.argument("out")
 def shard(source: str, out: str, settings: NightlySettings, **how: bool) -> None:
     """Read what is new in SOURCE into shards of OUT."""
     from flows.shard import shard as flow
 
     finished = Start(**how)(flow, source, out, settings.shard, settings.max_reject_rate)
-    if how["as_json"]:
-        click.echo(as_json(finished))
+    tell(finished, as_json=how["as_json"])
 
 
 @click.command()
@@ -53,8 +52,7 @@ def embed(out: str, settings: NightlySettings, **how: bool) -> None:
 
     size = settings.shards_per_partition
     finished = Start(**how)(flow, out, settings.embed, settings.speed, size)
-    if how["as_json"]:
-        click.echo(as_json(finished))
+    tell(finished, as_json=how["as_json"])
 
 
 @click.command()
@@ -70,8 +68,7 @@ def caption(out: str, settings: NightlySettings, **how: bool) -> None:
         raise SettingsError("There must be a captioner to caption with, but the settings say none.")
     size, speed = settings.shards_per_partition, settings.caption_speed
     finished = Start(**how)(flow, out, settings.caption, settings.embed, speed, size)
-    if how["as_json"]:
-        click.echo(as_json(finished))
+    tell(finished, as_json=how["as_json"])
 
 
 @click.command()
@@ -85,8 +82,7 @@ def label(out: str, settings: NightlySettings, **how: bool) -> None:
 
     size = settings.shards_per_partition
     finished = Start(**how)(flow, out, settings.label, settings.embed, size)
-    if how["as_json"]:
-        click.echo(as_json(finished))
+    tell(finished, as_json=how["as_json"])
 
 
 @click.command()

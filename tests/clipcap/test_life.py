@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipcap import keys, layout, manifest, storage, tables
+from clipcap import keys, layout, manifest, shards, storage, tables
 from clipcap.errors import SettingsError, TransientStorageError
 from clipcap.layout import Run
 from clipcap.planning import PackSettings
@@ -285,3 +285,29 @@ def test_a_retryable_reject_is_tried_again_and_counts_its_attempts(place: tuple[
     night(source, out, dt="2026-11-23")
     assert [row["uri"].rpartition("/")[2] for row in live(out)] == ["ant.png", "bee.png"]
     assert rejected(out) == []
+
+
+def test_a_tar_that_has_not_changed_is_not_read_again(place: tuple[str, str]) -> None:
+    source, out = place
+    files = [(name[:3], "png", picture(n + 1)) for n, name in enumerate(NAMES)]
+    storage.write(f"{source}/a.tar", shards.pack(files[:4])[0])
+    storage.write(f"{source}/b.tar", shards.pack(files[4:])[0])
+    chosen = SETTINGS.model_copy(update={"kind": "tars"})
+
+    def plan_of(dt: str) -> Plan:
+        run = Run(secrets.token_hex(4), out, dt)
+        plan = stage.plan(source, run=run, settings=chosen)
+        for planned in plan.planned:
+            stage.shard(planned.shard, run=run, settings=chosen)
+        for shard in plan.retired:
+            stage.retire(shard, run=run)
+        return plan
+
+    assert plan_of("2026-11-20").new == len(NAMES)
+    with patch("clipcap.sources.tars.members", side_effect=AssertionError("walked a tar")):
+        assert plan_of("2026-11-21").unchanged == len(NAMES)
+    storage.write(f"{source}/b.tar", shards.pack(files[4:7])[0])
+    plan = plan_of("2026-11-22")
+    assert (plan.changed, plan.deleted, plan.unchanged) == (3, 1, 4)
+    assert len(list(storage.list_objects(f"{out}/_listings"))) == 2
+    assert len(live(out)) == 7

@@ -286,3 +286,26 @@ def test_a_failed_run_leaves_a_row_and_publishes_nothing(place: tuple[Path, Path
     row = tables.read(layout.runs(run)).to_pylist()[0]
     assert (row["state"], row["error_message"]) == ("Failed", "no luck")
     assert not (out / "_latest.json").exists()
+
+
+def test_captions_that_a_dead_run_did_not_deliver_go_out_with_the_next(
+    place: tuple[Path, Path], tiny: Tiny
+) -> None:
+    """A run died between its captions and its sinks; the next one has nothing to caption."""
+    source, out = place
+    night(source, out, tiny)
+    (out / "_latest.json").unlink()
+    settings = PublishSettings(sinks={"sidecars": {}})
+    done, _ = night(source, out, tiny, settings=settings)
+    assert {outcome.state for outcome in done.outcomes} == {"unchanged"}
+    beside = sorted(source.glob("*.clipcap.txt"))
+    captions = {row["source_uri"]: row["caption"] for row in glob(out, "captions").to_pylist()}
+    assert len(beside) == 6
+    for path in beside:
+        uri = storage.canonical(str(path).removesuffix(".clipcap.txt"))
+        assert path.read_text().strip() == captions[uri]
+    written = {path: path.stat().st_mtime_ns for path in beside}
+    done, _ = night(source, out, tiny, settings=settings)
+    assert done.plan is not None
+    assert done.plan.unchanged == done.plan.listed == 6
+    assert {path: path.stat().st_mtime_ns for path in beside} == written

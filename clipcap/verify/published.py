@@ -1,0 +1,109 @@
+"""The listing of an output in; what `_latest.json`, runs and front files say wrongly, out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from clipcap import front, layout, storage
+from clipcap.errors import StorageError
+from clipcap.layout import CONTRACT
+from clipcap.verify.findings import Problem
+from clipcap.verify.objects import Opened
+from clipcap.verify.places import Places
+
+_CHANGED = "if a run is under way or was killed, run again"
+
+
+def of_latest(places: Places, fingerprints: Mapping[str, str]) -> Iterator[Problem]:
+    """Check the newest whole run's list: each object is there, as it was, and none beside.
+
+    `fingerprints` has those that stand, by path below the output.
+    """
+    latest, problem = _json(places, "_latest.json")
+    if latest is None:
+        yield problem or Problem(
+            "_latest.json", "unpublished", "No run has been published yet.", "warning"
+        )
+        return
+    run_id = str(latest.get("run_id", ""))
+    place = places.below(layout.run_manifest(places.out, run_id))
+    listed, problem = _json(places, place)
+    if listed is None:
+        yield problem or Problem(place, "missing", "_latest.json names it, but it is not there.")
+        return
+    objects = {str(entry["url"]): entry for entry in listed.get("objects", [])}
+    for path, entry in objects.items():
+        yield from _entry(path, entry, places, fingerprints)
+    standing = {*fingerprints, *(places.below(info.url) for info in places.tars.values())}
+    for path in sorted(standing - set(objects)):
+        message = (
+            f"It is not in the list of run {run_id}: it came later, and nobody has published it."
+        )
+        yield Problem(path, "unpublished", message, "warning")
+    if "_SUCCESS" not in places.infos:
+        yield Problem(
+            "_SUCCESS", "unpublished", "It is not there; the next whole run writes it.", "warning"
+        )
+
+
+def _entry(
+    path: str, entry: Mapping[str, Any], places: Places, fingerprints: Mapping[str, str]
+) -> Iterator[Problem]:
+    info = places.infos.get(path)
+    if info is None:
+        yield Problem(path, "published", "The newest whole run lists it, but it is not there.")
+    elif info.size_bytes != entry["size_bytes"]:
+        yield Problem(
+            path,
+            "published",
+            f"The newest whole run left it with {entry['size_bytes']} bytes, but it has "
+            f"{info.size_bytes}; {_CHANGED}.",
+        )
+    elif "fingerprint" in entry and fingerprints.get(path, "") != entry["fingerprint"]:
+        yield Problem(
+            path,
+            "published",
+            f"It has another fingerprint than the newest whole run left; {_CHANGED}.",
+        )
+
+
+def _json(places: Places, path: str) -> tuple[dict[str, Any] | None, Problem | None]:
+    if path not in places.infos:
+        return None, None
+    try:
+        loaded = json.loads(storage.read(f"{places.out}/{path}"))
+    except (StorageError, ValueError) as error:
+        return None, Problem(path, "unreadable", f"It must be JSON, but cannot be read: {error}")
+    if not isinstance(loaded, dict):
+        return None, Problem(path, "unreadable", "It must be a JSON object, but is not.")
+    return loaded, None
+
+
+def of_front(places: Places) -> Iterator[Problem]:
+    """Check that the files for readers are there and of this contract."""
+    for name in front.files():
+        if name not in places.infos:
+            yield Problem(
+                name, "missing", "It is not there; the next whole run writes it.", "warning"
+            )
+    found, problem = _json(places, "contract.json")
+    if problem:
+        yield problem
+    if found is not None and found.get("contract") != CONTRACT:
+        message = f"The contract must be {CONTRACT}, but is {found.get('contract')}."
+        yield Problem("contract.json", "content", message)
+
+
+def of_run(one: Opened) -> Iterator[Problem]:
+    """Check the rows of one run: its name, and that every listed image has an end."""
+    name = one.place.rpartition("/")[2].removesuffix(".parquet")
+    for row in one.rows.to_pylist():
+        if row["run_id"] != name:
+            yield one.problem("content", f"It holds a row of the run {row['run_id']}.")
+        if one.name == "runs" and row["state"] == "Completed":
+            ended = row["unchanged"] + row["new"] + row["changed"]
+            if row["listed"] != ended:
+                message = f"{row['listed']} images were listed, but {ended} are accounted for."
+                yield one.problem("content", message)
