@@ -222,8 +222,8 @@ def load_language_model(folder: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(str(path), **_ONLY_THIS_FOLDER)
     except (OSError, ValueError, SafetensorError) as error:
         raise SettingsError(f"The language model in {path} cannot be read: {error}") from error
-    language_model.train(mode=False)
-    return language_model, tokenizer
+    language_model.config.pad_token_id = None  # nothing is padded; else transformers warns
+    return language_model.train(mode=False), tokenizer
 
 
 def random_language_model(model_type: str, shape: Mapping[str, JsonValue], *, seed: int) -> Any:  # noqa: ANN401 - transformers' own types are dynamic

@@ -181,4 +181,6 @@ def footer(url: str) -> tuple[dict[str, str], int]:
 def vectors(table: pa.Table) -> NDArray[np.float32]:
     """Return the column `embedding` as `embedding_BD`, a copy of its own."""
     flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.array(flat, dtype=np.float32).reshape(table.num_rows, -1)
+    return np.array(flat, dtype=np.float32).reshape(
+        table.num_rows, table.schema.field("embedding").type.list_size
+    )

@@ -96,6 +96,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with the code of the error, if there is one."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # else Prefect and the hub's client report home
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     _LIBRARY.addHandler(handler)

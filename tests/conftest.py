@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import prefect_servers
+from tests.prefect_servers import PrefectServer
 from tests.servers import S3Address, make_bucket, missing_programs, shared_s3
 
 SERVER_FIXTURES = {"s3": "s3", "prefect_server": "prefect_server"}
@@ -75,9 +77,18 @@ def bucket(s3_environment: S3Address) -> str:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A Prefect server of this worker's own, with an empty database."""
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server of this worker's own, with an empty database and a running scheduler."""
+    with prefect_servers.prefect_server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
 
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
+
+@pytest.fixture
+def recorded(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
+    """The server that flows of this process are recorded by."""
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_server.url}):
+        yield prefect_server
+        APILogHandler().flush()  # what comes later finds no server any more

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def main(source: str, out: str, settings: NightlySettings, points: int) -> dict[
             found.append(f"{where}: the night was not killed, status {status}")
         if _fork(night):
             found.append(f"{where}: the rerun failed")
-        found += [f"{where}: {one}" for one in differences(target, whole)]
+        found += [f"{where}: {one}" for one in _told(partial(differences, target, whole))]
     return {"changes": changes, "points": points, "differences": found}
 
 
@@ -69,22 +70,28 @@ def _counted(change: Callable[[str, Callable[..., Any], Any], Any]) -> None:
         setattr(storage, name, lambda *args, name=name, real=real: change(name, real, *args))
 
 
-def _count(work: Callable[[], object]) -> int:
-    """Return how many changes a whole night makes, counted in a child."""
-    with tempfile.NamedTemporaryFile() as tally:
+def _told(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+    """Return what `work` gives in a child: this process opens no store, so that forks stay safe."""
+    with tempfile.NamedTemporaryFile() as told:
+        if _fork(lambda: Path(told.name).write_text(json.dumps(work()))):
+            sys.exit("a night, or a look at its tables, failed that nobody killed")
+        return json.loads(Path(told.name).read_text())
 
-        def counting() -> None:
-            def change(_name: str, real: Callable[..., Any], *args: Any) -> None:  # noqa: ANN401
-                real(*args)
-                with Path(tally.name).open("a") as stream:
-                    stream.write("x")
 
-            _counted(change)
-            work()
+def _count(night: Callable[[], object]) -> int:
+    """Return how many changes a whole night makes."""
+    made: list[str] = []
 
-        if _fork(counting):
-            sys.exit("the night that should not be killed failed")
-        return len(Path(tally.name).read_text())
+    def change(name: str, real: Callable[..., Any], *args: Any) -> None:  # noqa: ANN401
+        real(*args)
+        made.append(name)
+
+    def counted() -> int:
+        _counted(change)
+        night()
+        return len(made)
+
+    return int(_told(counted))
 
 
 def _dying(work: Callable[[], object], at: int, *, after: bool) -> Callable[[], None]:

@@ -8,20 +8,32 @@ then one with nothing new.
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
-from clipcap import storage
+from clipcap import storage, tables
 from clipcap.bundled.scenes import caption, draw, random_scene
+from clipcap.cards import read_card
+from clipcap.layout import Table
 from clipcap.outcomes import Night
+from clipcap.stages.caption import CaptionSettings
 from clipcap.stages.publish import Published
+from tests.captioners import tiny_captioner
 from tests.nights import Tiny, make_tiny, night
 
 NIGHTS = ("2026-11-18", "2026-11-19", "2026-11-20")
+PICTURES = 10
+LISTED = PICTURES + 7
+"""Objects that the first night lists: drawings, one of them twice, and what `spoil` adds."""
 SCRIPT = "<script>alert(1)</script>"
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -46,9 +58,9 @@ class Output:
         return path
 
 
-def build(folder: Path, *, pictures: int = 10) -> Output:
+def build(folder: Path, *, pictures: int = PICTURES) -> Output:
     """Make the source, the models and the output below `folder`; takes some seconds."""
-    source, out, tiny = folder / "in", folder / "out", make_tiny(folder / "models")
+    source, out, tiny = folder / "in", folder / "out", models(folder / "models")
     fill(source, pictures)
     spoil(source)
     nights = [night(source, out, tiny, dt=NIGHTS[0])]
@@ -59,6 +71,16 @@ def build(folder: Path, *, pictures: int = 10) -> Output:
     nights.append(night(source, out, tiny, dt=NIGHTS[1]))
     nights.append(night(source, out, tiny, dt=NIGHTS[2]))
     return Output(storage.canonical(str(out)), source, tiny, tuple(nights))
+
+
+def models(folder: Path) -> Tiny:
+    """Write tiny models; the captioner says many things and does not always come to an end."""
+    tiny = make_tiny(folder)
+    card = read_card(tiny.captioner.captioner)
+    captioner = tiny_captioner(3, stop_bonus=0.6)
+    captioner.card = card.model_copy(update={"captioner_id": "talkative"})
+    captioner.save(str(folder / "talkative"))
+    return replace(tiny, captioner=CaptionSettings(captioner=str(folder / "talkative")))
 
 
 def fill(source: Path, pictures: int) -> None:
@@ -99,13 +121,47 @@ def spoil(source: Path) -> None:
     Image.new("RGB", (5, 3)).save(source / "speck.png")
 
 
-def footers_of(out: Output) -> dict[str, object]:
-    """Return the newest list of every object."""
-    latest = json.loads((out.folder / "_latest.json").read_text())
-    listed: dict[str, object] = json.loads(
-        (out.folder / "_manifests" / f"{latest['run_id']}.json").read_text()
-    )
-    return listed
+def copied(out: Output, folder: Path) -> Output:
+    """Return a copy that may be spoilt; its nights say that they wrote it."""
+    shutil.copytree(out.folder, folder)
+    url = storage.canonical(str(folder))
+
+    def moved(done: Night) -> Night:
+        outcomes = tuple(
+            replace(one, url=one.url.replace(out.url, url, 1)) for one in done.outcomes
+        )
+        return replace(done, run=replace(done.run, out=url), outcomes=outcomes)
+
+    nights = tuple((moved(done), published) for done, published in out.nights)
+    return replace(out, url=url, nights=nights)
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit every row of one file of a table; its footer stays as it was."""
+    table = tables.read(str(path))
+    rows = table.to_pylist()
+    for row in rows:
+        edit(row)
+    rewrite(path, pa.Table.from_pylist(rows, schema=table.schema))
+
+
+def rewrite(path: Path, table: pa.Table) -> None:
+    """Write other rows or columns into one file of a table; its footer stays as it was."""
+    metadata = pq.read_schema(path).metadata
+    footer = {k.decode(): v.decode() for k, v in metadata.items() if k != b"contract"}
+    path.write_bytes(tables.to_bytes(table, footer))
+
+
+def files(out: Output, name: Table) -> list[Path]:
+    """Return the files of a table."""
+    return sorted((out.folder / name).rglob("*.parquet"))
+
+
+def asked(database: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    """Return the rows that DuckDB answers."""
+    found = database.execute(query)
+    names = [column[0] for column in found.description]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
 if __name__ == "__main__":

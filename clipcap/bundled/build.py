@@ -28,7 +28,7 @@ FRESH_SCENES = 20_000
 """Scenes that only the captioner learns from: the CLIP fits its own training pictures too well."""
 
 CLIP_EPOCHS = 10
-CAPTIONER_EPOCHS = 8
+CAPTIONER_EPOCHS = 6
 EVALUATED_SCENES = 1_000
 _BATCH = 500
 

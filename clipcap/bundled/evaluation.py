@@ -1,27 +1,25 @@
 """Encoder folder, captioner and held-out scenes in, the share of right captions and labels out.
 
-Goes the public way: the encoder's own preprocessing and tokenizer by open_clip, the captioner's own
-decoder, labels by averaged templates as the label stage makes them.
+Goes the way of the stages: the encoder's own preprocessing and tokenizer, embeddings as the table
+stores them, the captioner's own decoder, labels by averaged templates.
 """
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from clipcap import captioner as captioners
+from clipcap import labels
 from clipcap.bundled.scenes import Scene, caption, draw, random_scene
+from clipcap.encoders import openclip
 
-LABEL_SETS = Path(__file__).parents[1] / "labelsets"
 _BATCH = 250
 
 
@@ -49,28 +47,13 @@ def held_out_images(count: int, seed: int) -> list[tuple[Scene, Image.Image]]:
 
 
 def embed(encoder_folder: Path, images: Sequence[Image.Image]) -> Tensor:
-    """Embed images by open_clip's own preprocessing, as stored: unit length, rounded to float16."""
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{encoder_folder}")
-    model.eval()
+    """Embed images as the embeddings table has them: unit length, rounded to float16."""
+    encoder = _encoder(encoder_folder)
     parts = []
-    with torch.inference_mode():
-        for first in range(0, len(images), _BATCH):
-            batch = torch.stack([preprocess(image) for image in images[first : first + _BATCH]])
-            parts.append(model.encode_image(batch, normalize=True).half().float())
-    return torch.cat(parts)
-
-
-def label_embeddings(encoder_folder: Path, label_set: str) -> tuple[list[str], Tensor]:
-    """Names of a bundled label set, and one unit vector for each: the mean over all templates."""
-    content: dict[str, Any] = tomllib.loads((LABEL_SETS / f"{label_set}.toml").read_text())
-    model = open_clip.create_model(f"local-dir:{encoder_folder}").eval()
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{encoder_folder}")
-    names, templates = content["names"], content["templates"]
-    texts = tokenizer([template.format(name) for name in names for template in templates])
-    with torch.inference_mode():
-        text_ND = model.encode_text(texts, normalize=True)
-    mean_CD = text_ND.view(len(names), len(templates), -1).mean(1)
-    return names, functional.normalize(mean_CD, dim=-1)
+    for first in range(0, len(images), _BATCH):
+        batch = [encoder.preprocess(image) for image in images[first : first + _BATCH]]
+        parts.append(encoder.encode_images(torch.stack(batch)))
+    return functional.normalize(torch.cat(parts), dim=-1).half().float()
 
 
 def evaluate(encoder_folder: Path, captioner_folder: Path, *, count: int, seed: int) -> Figures:
@@ -102,9 +85,18 @@ def write(figures: Figures, path: Path) -> None:
     path.write_text(json.dumps(asdict(figures), indent=2) + "\n")
 
 
-def _top1(encoder_folder: Path, label_set: str, embedding_ND: Tensor) -> list[str]:
-    names, text_CD = label_embeddings(encoder_folder, label_set)
-    return [names[index] for index in (embedding_ND @ text_CD.T).argmax(1).tolist()]
+def _encoder(folder: Path) -> openclip.Encoder:
+    return openclip.load(openclip.Settings(model=str(folder), device="cpu"))
+
+
+def _top1(encoder_folder: Path, name: str, embedding_ND: Tensor) -> list[str]:
+    """Return the likeliest label of each embedding."""
+    label_set, encoder = labels.load(name), _encoder(encoder_folder)
+    texts_CM = label_set.texts()
+    flat = encoder.encode_texts([text for texts in texts_CM for text in texts]).numpy()
+    name_CD = labels.averaged(flat.reshape(len(texts_CM), len(label_set.templates), -1))
+    _, score_NC = labels.score(embedding_ND.numpy(), name_CD, logit_scale=encoder.logit_scale)
+    return [label_set.names[index] for index in score_NC.argmax(axis=1)]
 
 
 def _share(right: Sequence[bool], among: Sequence[bool] | None = None) -> float:

@@ -79,13 +79,13 @@ SELECT stage, reason, retryable, count(*) AS images, max(attempts) AS most_attem
        min(source_uri) AS example, min(error_message) AS example_message
 FROM rejects GROUP BY stage, reason, retryable ORDER BY images DESC, stage, reason;
 
--- Images like this one, exactly (cosine over all embeddings of the same model).
+-- Images like this one, itself first: exact cosine over all embeddings of the same model.
 CREATE OR REPLACE MACRO images_like(wanted, most := 10) AS TABLE
 SELECT e.model, round(list_cosine_similarity(e.embedding, q.embedding), 4) AS similarity,
        m.source_uri, m.key, e.image_id
 FROM (SELECT model, embedding FROM embeddings WHERE key = wanted) AS q
 JOIN embeddings e USING (model) JOIN manifest m USING (image_id)
-ORDER BY similarity DESC, m.key LIMIT most;
+ORDER BY m.key = wanted DESC, list_cosine_similarity(e.embedding, q.embedding) DESC, m.key LIMIT most;
 
 -- Near-duplicates: pairs whose perceptual hashes differ in at most 3 of 64 bits. Four bands of 16 bits
 -- find every such pair, because one band at least must then be equal.

@@ -74,8 +74,8 @@ def gather(night: Night, *, images: int) -> Gathered:
             lambda pair: _part(night, pair[0], pair[1], most=images, share=share), active.items()
         )
         parts = [part for part in found if part is not None]
-    queue = _least_trusted(parts, images)
     others = [seen for part in parts for seen in _seen(part, part.others)]
+    queue = _least_trusted(parts, images - min(len(others), images // 2))
     sheet = _spread(others, images - len(queue))
     count = sum(part.scores[1] for part in parts)
     return Gathered(
@@ -138,11 +138,12 @@ def _evenly(table: pa.Table, count: int) -> pa.Table:
     """Return `count` rows from all over a table."""
     if table.num_rows <= count:
         return table
-    return table.take([n * table.num_rows // count for n in range(count)])
+    return table.take(pa.array([n * table.num_rows // count for n in range(count)], pa.int64()))
 
 
 def _add_labels(part: _Part, tables_of_labels: Sequence[pa.Table], run_id: str) -> None:
-    shown = pa.array([*part.queue["image_id"].to_pylist(), *part.others["image_id"].to_pylist()])
+    ids = [*part.queue["image_id"].to_pylist(), *part.others["image_id"].to_pylist()]
+    shown = pa.array(ids, pa.string())
     rows: list[Mapping[str, Any]] = []
     for table in tables_of_labels:
         rows += table.filter(pc.is_in(table["image_id"], shown)).to_pylist()

@@ -82,10 +82,7 @@ def verdict(night: Night, gathered: Gathered, rejected: Sequence[Group]) -> Verd
         gone = images(night.plan.deleted)
         parts.append(f"{gone} gone from the source left every table.")
     if out:
-        share, most = out / max(out + taken, 1), _words(rejected[0].reason)
-        parts.append(
-            f"{number(out)} ({share:.0%}) {_were(out)} left out, mostly \u201c{most}\u201d."
-        )
+        parts.append(_left_out(out, out + taken, rejected))
     if gathered.in_queue:
         parts.append(f"{number(gathered.in_queue)} {_wait(gathered.in_queue)} for a second look.")
     many = out > _MANY_REJECTS * max(out + taken, 1)
@@ -101,7 +98,7 @@ def _what_was_done(night: Night, taken: int, out: int) -> str:
     done = [name for name, did in (("captioned", captioned), ("labelled", labelled)) if did]
     if taken:
         words = " and ".join(done) or "taken in"
-        return f"{images(taken, 'new or changed ')} {_were(taken)} {words}."
+        return f"{images(taken, _kind(night))} {_were(taken)} {words}."
     if done:
         embedded = max(sum(o.computed for o in night.of(name)) for name in _STAGES)
         return f"No new image. {images(embedded)} {_were(embedded)} {' and '.join(done)} again."
@@ -112,16 +109,24 @@ def _what_was_done(night: Night, taken: int, out: int) -> str:
     return "Nothing new."
 
 
+def _left_out(out: int, read: int, rejected: Sequence[Group]) -> str:
+    mostly = ", mostly" if len(rejected) > 1 else ":"
+    reason = rejected[0].reason.replace("_", " ")
+    return f"{number(out)} ({out / read:.0%}) {_were(out)} left out{mostly} \u201c{reason}\u201d."
+
+
+def _kind(night: Night) -> str:
+    if night.plan is None or (night.plan.new and night.plan.changed):
+        return "new or changed "
+    return "new " if night.plan.new else "changed "
+
+
 def _were(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
 def _wait(count: int) -> str:
     return "caption waits" if count == 1 else "captions wait"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def tiles(night: Night, gathered: Gathered, rejected: Sequence[Group]) -> list[Tile]:

@@ -90,10 +90,11 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
     page = report.render(night, images=settings.report_images)
     storage.write(layout.report(run), page.encode())
     listed = _objects(run.out)
-    _write_json(layout.run_manifest(run.out, run.run_id), {"run_id": run.run_id, "objects": listed})
+    listing = layout.run_manifest(run.out, run.run_id)
+    _write_json(listing, {"run_id": run.run_id, "objects": listed})
     _write_json(
         layout.latest(run.out),
-        {"run_id": run.run_id, "manifest": layout.run_manifest(run.out, run.run_id), "dt": run.dt},
+        {"run_id": run.run_id, "manifest": listing.removeprefix(f"{run.out}/"), "dt": run.dt},
     )
     storage.write(layout.success(run.out), b"")
     plans.clear(run.out)
@@ -102,7 +103,7 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
     return Published(
         run_id=run.run_id,
         report_url=layout.report(run),
-        manifest_url=layout.run_manifest(run.out, run.run_id),
+        manifest_url=listing,
         live=count,
         objects=len(listed),
         seconds=time.time() - began,

@@ -26,6 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ANSWER_S: Final = 3.0
+_WANTS_KEY: Final = (401, 403)
 
 
 def server_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -95,15 +96,20 @@ def require_answer(url: str) -> None:
     try:
         with urllib.request.urlopen(request, timeout=_ANSWER_S):
             return
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in, Prefect says better
+    except urllib.error.HTTPError as error:
+        if error.code in _WANTS_KEY:
+            return  # a server with a login; whether it lets us in, Prefect says better
+        raise ServerError(_no_answer(url, f"{error.code} {error.reason}")) from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        origin = "PREFECT_API_URL" if "PREFECT_API_URL" in os.environ else "the Prefect profile"
-        raise ServerError(
-            f"The Prefect server {url} (from {origin}) does not answer: {reason}. Start it with "
-            "`prefect server start`, or run without it: add --no-server."
-        ) from error
+        raise ServerError(_no_answer(url, getattr(error, "reason", error))) from error
+
+
+def _no_answer(url: str, reason: object) -> str:
+    origin = "PREFECT_API_URL" if "PREFECT_API_URL" in os.environ else "the Prefect profile"
+    return (
+        f"The Prefect server {url} (from {origin}) does not answer as one: {reason}. Start it with "
+        "`prefect server start`, or run without it: add --no-server."
+    )
 
 
 def _quieten_prefect() -> None:

@@ -55,7 +55,7 @@ def photographs_and_hostile_files(bucket: str) -> dict[str, bytes]:
 
 
 def require_exact(out: str, urls: set[str]) -> None:
-    """Check that each listed object is a live image or a reject, and every table has the live ones."""
+    """Check that each object is a live image or a reject, and every table has the live ones."""
     live = glob(out, "manifest")["source_uri"].to_pylist()
     rejects = glob(out, "rejects")["source_uri"].to_pylist()
     assert sorted([*live, *rejects]) == sorted(urls)

@@ -1,0 +1,87 @@
+"""A real server and a real worker: what is deployed is scheduled, and runs to its end."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+
+from clipcap import verify
+from flows.settings import NightlySettings
+from tests.architecture.tree import ROOT
+from tests.nights import draw, make_tiny
+from tests.prefect_servers import PrefectServer, worker
+from tests.tables import glob
+
+SCHEDULED_WITHIN_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything of prefect.yaml, deployed from the root; its source and output below a folder."""
+    folder = tmp_path_factory.mktemp("deployed")
+    for n in range(5):
+        draw(folder / "in" / f"drawing-{n}.png", n)
+    for pool in ("cpu-pool", "gpu-pool"):
+        prefect_server.run("work-pool", "create", pool, "--type", "process")
+    file = str(ROOT / "deployments" / "prefect.yaml")
+    places = {"CLIPCAP_SOURCE": f"{folder}/in", "CLIPCAP_OUT": f"{folder}/out"}
+    said = prefect_server.run(
+        "deploy", "--prefect-file", file, "--all", cwd=ROOT, CLIPCAP_ROOT=str(ROOT), **places
+    )
+    assert "'nightly/nightly' successfully created" in said
+    return folder
+
+
+def test_a_deployed_night_is_scheduled_for_the_nights_to_come(
+    deployed: Path, recorded: PrefectServer
+) -> None:
+    """With SQLAlchemy 2.1 the scheduler failed silently, and no cron run was ever made."""
+    waiting = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    )
+    deadline = time.monotonic() + SCHEDULED_WITHIN_S
+    with get_client(sync_client=True) as client:
+        while not (found := client.read_flow_runs(flow_run_filter=waiting)):
+            assert time.monotonic() < deadline, "no run was scheduled"
+            time.sleep(0.5)
+        night = client.read_deployment_by_name("nightly/nightly")
+    starts = [run.next_scheduled_start_time for run in found]
+    assert {run.deployment_id for run in found} == {night.id}
+    assert all(start is not None and start > datetime.now(UTC) for start in starts)
+    assert {(start.hour, start.minute) for start in starts if start} == {(1, 30)}
+
+
+def test_a_night_run_by_a_worker_is_completed_and_its_files_are_there(
+    deployed: Path, prefect_server: PrefectServer, tmp_path: Path
+) -> None:
+    tiny = make_tiny(tmp_path / "models")
+    settings = NightlySettings(embed=tiny.encoder, caption=tiny.captioner)
+    settings = NightlySettings.model_validate(
+        {**settings.model_dump(mode="json"), "label": {"label_sets": [tiny.label_set]}}
+    )
+    out = f"{tmp_path}/out"
+    with worker(prefect_server, "cpu-pool", tmp_path):
+        said = prefect_server.run(
+            "deployment", "run", "nightly/nightly", "--watch",
+            "--param", f"out={out}", "--param", f"settings={settings.model_dump_json()}",
+        )  # fmt: skip
+
+    assert "'Completed'" in said
+    row = glob(out, "runs").to_pylist()[0]
+    assert (row["state"], row["trigger"], row["deployment"]) == (
+        "Completed",
+        "deployment",
+        "nightly",
+    )
+    assert len(glob(out, "captions")) == 5
+    assert verify.verify(out).problems == ()
