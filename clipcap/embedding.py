@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +47,8 @@ class EmbedSettings(Settings):
     """File of `clipcap/encoders` that loads the model."""
     model: str = models.BUNDLED
     """`bundled`, a folder, `hf-hub:organisation/name`, or a published name like `ViT-B-32/tag`."""
-    precision: str = "fp32"
-    """Number format of the weights: `fp32`, `bf16` or `fp16`."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the weights."""
 
 
 class Speed(Settings):

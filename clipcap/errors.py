@@ -30,6 +30,10 @@ RETRYABLE_REASONS: Final[frozenset[Reason]] = frozenset(
     ("timeout", "access_denied", "oom", "model_error")
 )
 """Reasons that are tried again next night; the others wait until the object changes."""
+LIMIT_REASONS: Final[frozenset[Reason]] = frozenset(
+    ("too_large", "too_small", "decompression_bomb")
+)
+"""Reasons that hold only under the limits of that night: tried again under others."""
 
 
 class ClipcapError(Exception):
@@ -81,12 +85,6 @@ class TooManyRejectsError(ClipcapError):
     """More images were rejected than the run allows."""
 
     exit_code = 6
-
-
-class OutputHeldError(ClipcapError):
-    """Another run holds this output."""
-
-    exit_code = 7
 
 
 class ServerError(ClipcapError):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from typing import Final
 
-from clipcap import commits, layout, manifest, storage
+from clipcap import commits, layout, manifest, plans, storage
 from clipcap.errors import NotFoundError, TooManyRejectsError
-from clipcap.layout import Run
+from clipcap.layout import Run, Shard
 
 _EXAMPLES: Final = 3
 _SHOWN_REASONS: Final = 5
 
 
-def require_few_rejects(run: Run, *, max_reject_rate: float) -> None:
+def require_few_rejects(
+    run: Run, *, max_reject_rate: float, retired: Collection[Shard] = ()
+) -> None:
     """Stop before any model work if too many images of the shards not yet published were rejected.
 
-    Shards of an earlier night that stopped here count again, so a rerun does not slip through.
+    Shards of an earlier night that stopped here count again, so a rerun does not slip through; but
+    what this night's plan takes out of the `retired` shards does not: the source was mended.
 
     Raises:
         TooManyRejectsError: says the share, the reasons and the first examples.
@@ -30,9 +34,12 @@ def require_few_rejects(run: Run, *, max_reject_rate: float) -> None:
         if layout.manifest(run.out, shard) in told:
             continue
         found = commits.find(layout.manifest(run.out, shard))
-        taken += found.rows if found else 0
-        rejects = manifest.read_rejects(run.out, shard).select(["source_uri", "reason"])
-        for row in rejects.to_pylist():
+        gone, mended = plans.read_retirement(run, shard) if shard in retired else ([], [])
+        taken += found.rows - len(gone) if found else 0
+        columns = ["source_uri", "reason", "image_id"]
+        for row in manifest.read_rejects(run.out, shard).select(columns).to_pylist():
+            if row["image_id"] in mended:
+                continue
             rejected[row["reason"]] += 1
             if len(examples) < _EXAMPLES:
                 examples.append(f"{row['source_uri']} ({row['reason']})")

@@ -48,7 +48,7 @@ _decoding = threading.BoundedSemaphore(os.cpu_count() or 1)  # bounds memory: on
 
 
 class ImageSettings(Settings):
-    """What counts as an image. These change the result, so they stand in the fingerprint."""
+    """What counts as an image; images that are in the output already are not judged again."""
 
     max_bytes: int = Field(default=100 * 2**20, gt=0)
     """Largest file, in bytes; a larger one is rejected as `too_large`."""
@@ -140,7 +140,8 @@ def decode(data: bytes, settings: ImageSettings, *, draft_px: int | None = None)
     Raises:
         ImageError: why it cannot be used.
     """
-    return _decode(data, settings, draft_px)[0]
+    with _decoding:
+        return _decode(data, settings, draft_px)[0]
 
 
 def inspect(data: bytes, settings: ImageSettings) -> Inspected:
@@ -149,19 +150,20 @@ def inspect(data: bytes, settings: ImageSettings) -> Inspected:
     Raises:
         ImageError: why it cannot be used.
     """
-    image, found, original_size, values = _decode(data, settings)
-    return Inspected(
-        format=found,
-        content_sha256=hashlib.sha256(data).hexdigest(),
-        width=image.width,
-        height=image.height,
-        original_width=original_size[0],
-        original_height=original_size[1],
-        phash=phash(image),
-        flags=tuple(_flags(image)),
-        exif=json.dumps(values, sort_keys=True) if values else None,
-        taken_at=_taken_at(values),
-    )
+    with _decoding:  # until nothing of the decoded image is held any more
+        image, found, original_size, values = _decode(data, settings)
+        return Inspected(
+            format=found,
+            content_sha256=hashlib.sha256(data).hexdigest(),
+            width=image.width,
+            height=image.height,
+            original_width=original_size[0],
+            original_height=original_size[1],
+            phash=phash(image),
+            flags=tuple(_flags(image)),
+            exif=json.dumps(values, sort_keys=True) if values else None,
+            taken_at=_taken_at(values),
+        )
 
 
 def _decode(
@@ -170,24 +172,23 @@ def _decode(
     found = sniff(data)
     if len(data) > settings.max_bytes:
         raise ImageError("too_large", f"{len(data)} bytes are more than {settings.max_bytes}.")
-    with _decoding:
-        try:
-            with Image.open(io.BytesIO(data), formats=[found.pillow]) as opened:
-                _check_size(opened.size, settings)
-                if draft_px is not None:
-                    opened.draft("RGB", (draft_px, draft_px))
-                size, exif = _load(opened, keep_gps=settings.keep_gps)
-                return _rgb(opened), found, size, exif
-        except Image.DecompressionBombError as error:
-            raise ImageError("decompression_bomb", str(error)) from error
-        except MemoryError as error:
-            raise ImageError("oom", "Decoding needed more memory than there is.") from error
-        except UnidentifiedImageError as error:
-            raise ImageError("decode_failed", f"Not a readable {found.media_type} file.") from error
-        except _DECODE_ERRORS as error:
-            text = f"{type(error).__name__}: {error}"[:300]
-            cut = "truncated" in text.lower() or "unexpected end" in text.lower()
-            raise ImageError("truncated" if cut else "decode_failed", text) from error
+    try:
+        with Image.open(io.BytesIO(data), formats=[found.pillow]) as opened:
+            _check_size(opened.size, settings)
+            if draft_px is not None:
+                opened.draft("RGB", (draft_px, draft_px))
+            size, exif = _load(opened, keep_gps=settings.keep_gps)
+            return _rgb(opened), found, size, exif
+    except Image.DecompressionBombError as error:
+        raise ImageError("decompression_bomb", str(error)) from error
+    except MemoryError as error:
+        raise ImageError("oom", "Decoding needed more memory than there is.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("decode_failed", f"Not a readable {found.media_type} file.") from error
+    except _DECODE_ERRORS as error:
+        text = f"{type(error).__name__}: {error}"[:300]
+        cut = "truncated" in text.lower() or "unexpected end" in text.lower()
+        raise ImageError("truncated" if cut else "decode_failed", text) from error
 
 
 def _load(opened: Image.Image, *, keep_gps: bool) -> tuple[tuple[int, int], _Exif]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from clipcap import images, keys, shards, storage
 from clipcap.errors import (
+    LIMIT_REASONS,
     RETRYABLE_REASONS,
     AccessDeniedError,
     ImageError,
@@ -21,7 +22,7 @@ from clipcap.errors import (
 from clipcap.images import HEAD_BYTES, ImageSettings, Inspected
 from clipcap.layout import Run, Shard
 from clipcap.planning import Todo
-from clipcap.sample import Bytes
+from clipcap.sample import Bytes, caption_text
 
 _SIDECAR_BYTES: Final = 2**20  # a caption file of more than 1 MiB is none
 
@@ -85,8 +86,8 @@ def _sidecars(item: Todo) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
     files: list[tuple[str, bytes]] = []
     captions = list(item.sample.captions)
     for sidecar in item.sample.sidecars:
-        data = _read(sidecar.at)
         try:
+            data = _read_sidecar(sidecar.at)
             captions += _captions(sidecar.suffix, data)
         except (ValueError, RecursionError) as error:
             message = f"{sidecar.at.url}: {type(error).__name__}: {error}"[:300]
@@ -97,14 +98,23 @@ def _sidecars(item: Todo) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
     return files, tuple(dict.fromkeys(captions))
 
 
+def _read_sidecar(at: Bytes) -> bytes:
+    """Return the bytes of a caption file; one that is too long is not read.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    if (at.length or 0) > _SIDECAR_BYTES:
+        raise ValueError(f"{at.length} bytes are more than {_SIDECAR_BYTES}")
+    return _read(at)
+
+
 def _captions(suffix: str, data: bytes) -> list[str]:
     """Return the captions in one file: lines of text, or `caption`, `captions` or `text` of JSON.
 
     Raises:
-        ValueError: too long, not UTF-8, not JSON.
+        ValueError: not UTF-8, not JSON.
     """
-    if len(data) > _SIDECAR_BYTES:
-        raise ValueError(f"{len(data)} bytes are more than {_SIDECAR_BYTES}")
     text = data.decode("utf-8-sig")
     if suffix == "txt":
         return [line.strip() for line in text.splitlines() if line.strip()]
@@ -113,7 +123,7 @@ def _captions(suffix: str, data: bytes) -> list[str]:
     for name in ("caption", "captions", "text"):
         value = loaded.get(name, []) if isinstance(loaded, dict) else []
         found += value if isinstance(value, list) else [value]
-    return [str(value).strip() for value in found if isinstance(value, str) and value.strip()]
+    return [caption_text(value) for value in found if isinstance(value, str) and value.strip()]
 
 
 def refuse_twins(found: Iterable[Taken | Refused]) -> list[Taken | Refused]:
@@ -184,8 +194,10 @@ def manifest_rows(
     return sorted(rows, key=lambda row: str(row["key"]))
 
 
-def reject_row(refused: Refused, shard: Shard, *, stage: str, run: Run) -> dict[str, Any]:
-    """Return one row of the rejects table."""
+def reject_row(
+    refused: Refused, shard: Shard, *, stage: str, run: Run, limits: str = ""
+) -> dict[str, Any]:
+    """Return one row of the rejects table; `limits` is the fingerprint of the image settings."""
     sample = refused.todo.sample
     return {
         "source_uri": sample.source_uri,
@@ -202,5 +214,14 @@ def reject_row(refused: Refused, shard: Shard, *, stage: str, run: Run) -> dict[
         "shard": shard.name,
         "rejected_at": datetime.now(UTC),
         "run_id": run.run_id,
-        "extra_json": json.dumps({"source_etag": sample.etag}),
+        "extra_json": json.dumps(
+            {"source_etag": sample.etag, **_seen(refused.todo)}
+            | ({"limits": limits} if refused.reason in LIMIT_REASONS else {})
+        ),
     }
+
+
+def _seen(todo: Todo) -> dict[str, str]:
+    """Return when an image was seen before; one that is seen first now has its `rejected_at`."""
+    at = todo.first_seen_at
+    return {} if at is None else {"first_seen_at": at.isoformat()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from clipcap import registry, storage
 from clipcap.errors import NotFoundError, SettingsError
+from clipcap.keys import path_name
 from clipcap.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def load(name: str) -> LabelSet:
         hint = " A file of your own must end in .toml or .json."
         raise SettingsError(registry.unknown("label set", name, bundled()) + hint)
     try:
-        text = storage.read(url).decode("utf-8")
+        text = storage.read(storage.canonical(url)).decode("utf-8")
         found = json.loads(text) if url.endswith(".json") else tomllib.loads(text)
     except NotFoundError as error:
         raise SettingsError(f"The label set {name} is not there.") from error
@@ -75,6 +77,21 @@ def load(name: str) -> LabelSet:
         raise SettingsError(f"The label set {name} cannot be read: {error}. {_EXAMPLE}") from error
     stem = url.rpartition("/")[2].rpartition(".")[0]
     return _checked({"name": stem, **found} if isinstance(found, dict) else {}, text, name)
+
+
+def require_own_names(label_sets: Iterable[LabelSet]) -> None:
+    """Do nothing where each label set has a place of its own in the output.
+
+    Raises:
+        SettingsError: two have one name; the later would replace what the earlier gave.
+    """
+    counted = Counter(path_name(label_set.name) for label_set in label_sets)
+    twice = [name for name, count in counted.items() if count > 1]
+    if twice:
+        raise SettingsError(
+            f"Label sets must have names of their own, but {counted[twice[0]]} are called "
+            f"{twice[0]}. Write another `name` into one of them, or leave it out."
+        )
 
 
 def _checked(found: dict[str, Any], text: str, origin: str) -> LabelSet:

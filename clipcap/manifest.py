@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ _KNOWN_SCHEMA: Final = pa.schema(
 class Known:
     """What an output holds: a row per live image and per reject, each with its shard and version.
 
-    `elsewhere` has the live images that came from other sources than the one asked for.
+    `elsewhere` has the live images and the rejects of other sources than the one asked for.
     """
 
     live: pa.Table
@@ -56,8 +57,8 @@ def shards(out: str) -> list[Shard]:
 
 def orphan_rejects(out: str) -> list[Shard]:
     """Return shards that have rejects but no manifest: a run was killed between the two."""
-    counted = set(shards(out))
-    return sorted({layout.shard_of(found.url) for found in _objects(out, "rejects")} - counted)
+    found = {layout.shard_of(found.url) for found in _objects(out, "rejects")}
+    return sorted(found - set(shards(out)))  # in this order: a shard may be written meanwhile
 
 
 def _objects(out: str, name: layout.Table) -> list[storage.ObjectInfo]:
@@ -65,8 +66,11 @@ def _objects(out: str, name: layout.Table) -> list[storage.ObjectInfo]:
     return [info for info in found if info.url.endswith(".parquet")]
 
 
-def known(out: str, source: str) -> Known:
-    """Return what is known of the images of one source (its canonical URL)."""
+def known(out: str, source: str, *, limits: str) -> Known:
+    """Return what is known of the images of one source (its canonical URL).
+
+    Rejects under other `limits` (the fingerprint of the image settings) are worth another try.
+    """
     counted = shards(out)
     with_rejects = {layout.shard_of(found.url) for found in _objects(out, "rejects")}
     live: list[pa.Table] = []
@@ -77,8 +81,9 @@ def known(out: str, source: str) -> Known:
         table = tables.read(url)
         ours = _source(table) == source
         (live if ours else elsewhere).append(_known_live(table, shard))
-        if ours and shard in with_rejects:
-            rejects.append(_known_rejects(tables.read(layout.rejects(out, shard)), shard))
+        if shard in with_rejects:
+            left_out = _known_rejects(tables.read(layout.rejects(out, shard)), shard, limits)
+            (rejects if ours else elsewhere).append(left_out)
     return Known(_joined(live), _joined(rejects), _joined(elsewhere), frozenset(counted))
 
 
@@ -106,20 +111,23 @@ def _known_live(table: pa.Table, shard: Shard) -> pa.Table:
     return pa.table(columns, schema=_KNOWN_SCHEMA)
 
 
-def _known_rejects(table: pa.Table, shard: Shard) -> pa.Table:
-    columns = ["source_uri", "extra_json", "image_id", "retryable", "attempts"]
+def _known_rejects(table: pa.Table, shard: Shard, limits: str) -> pa.Table:
+    columns = ["source_uri", "extra_json", "image_id", "retryable", "attempts", "rejected_at"]
     rows = [
         {
             "source_uri": row["source_uri"],
-            "etag": json.loads(row["extra_json"] or "{}").get("source_etag", ""),
+            "etag": extra.get("source_etag", ""),
             "image_id": row["image_id"],
             "dt": shard.dt,
             "shard": shard.name,
-            "retryable": row["retryable"],
+            "retryable": row["retryable"] or extra.get("limits", limits) != limits,
             "attempts": row["attempts"],
-            "first_seen_at": None,
+            "first_seen_at": datetime.fromisoformat(extra["first_seen_at"])
+            if "first_seen_at" in extra
+            else row["rejected_at"],
         }
         for row in table.select(columns).to_pylist()
+        for extra in [json.loads(row["extra_json"] or "{}")]
     ]
     return tables.from_rows(rows, _KNOWN_SCHEMA)
 
@@ -174,7 +182,11 @@ def retire(shard: Shard, *, run: Run, live: Collection[str], rejects: Collection
 
     A shard that holds nothing any more is removed: its rejects, then its manifest, then its tar.
     """
-    table = tables.read(layout.manifest(run.out, shard))
+    try:
+        table = tables.read(layout.manifest(run.out, shard))
+    except NotFoundError:  # an earlier try got so far
+        remove(run.out, shard)
+        return 0
     kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(list(live), pa.string()))))
     left = read_rejects(run.out, shard).to_pylist()
     staying = [row for row in left if row["image_id"] not in rejects]

@@ -92,18 +92,23 @@ def summary(compared: Comparison, shards: Mapping[Shard, list[Todo]], *, source:
 def _retired(
     compared: Comparison, shards: Mapping[Shard, list[Todo]]
 ) -> dict[Shard, dict[str, list[str]]]:
-    """Leave out what a limit puts off: a changed image keeps its old row until its turn comes."""
+    """Leave out what a limit puts off: a changed image keeps one old row until its turn comes.
+
+    One, the newest, and of a live row and a reject the live one: a killed run may have left more.
+    """
     taken = {item.sample.source_uri for todo in shards.values() for item in todo}
     waiting = {
         keys.image_id(item.sample.source_uri)
         for item in compared.todo
         if item.sample.source_uri not in taken
     }
-    kept = {
-        shard: {kind: [i for i in ids if i not in waiting] for kind, ids in lists.items()}
-        for shard, lists in compared.retired.items()
-    }
-    return {shard: lists for shard, lists in kept.items() if any(lists.values())}
+    leaving: dict[Shard, dict[str, list[str]]] = {shard: {} for shard in compared.retired}
+    for kind in ("live", "rejects"):
+        for shard in sorted(compared.retired, reverse=True):
+            ids = compared.retired[shard][kind]
+            leaving[shard][kind] = [i for i in ids if i not in waiting]
+            waiting.difference_update(ids)
+    return {shard: lists for shard, lists in leaving.items() if any(lists.values())}
 
 
 def write_samples(url: str, todo: Iterable[Todo], *, source: str) -> None:

@@ -35,9 +35,11 @@ def write(
     state: Literal["Completed", "Failed"],
     seconds: Mapping[str, float],
     error_message: str | None = None,
+    report_uri: str | None = None,
 ) -> None:
     """Write both tables of a run; a run that is told of twice has one row."""
-    row = _run_row(night, state=state, seconds=seconds, error_message=error_message)
+    row = _run_row(night, state=state, seconds=seconds)
+    row |= {"error_message": error_message, "report_uri": report_uri}
     _publish(layout.runs(night.run), "runs", [row], night)
     rows = [_shard_row(outcome, night) for outcome in night.outcomes]
     if rows:
@@ -50,9 +52,7 @@ def _publish(url: str, name: layout.Table, rows: list[dict[str, Any]], night: Ni
     commits.publish(url, table, fingerprint=fingerprint, run_id=night.run.run_id, metadata={})
 
 
-def _run_row(
-    night: Night, *, state: str, seconds: Mapping[str, float], error_message: str | None
-) -> dict[str, Any]:
+def _run_row(night: Night, *, state: str, seconds: Mapping[str, float]) -> dict[str, Any]:
     plan = night.plan
     ended = time.time()
     taken = sum(outcome.computed + outcome.rejected for outcome in night.of("shard"))
@@ -87,8 +87,6 @@ def _run_row(
         "params_json": night.params_json,
         "versions_json": json.dumps(versions(), sort_keys=True),
         "git_commit": commits.git_commit() or None,
-        "error_message": error_message,
-        "report_uri": layout.report(night.run) if state == "Completed" else None,
     }
 
 

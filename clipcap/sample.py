@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 
+def caption_text(text: str) -> str:
+    """Return a caption as tables can hold it: no blanks around it, `?` for half a character."""
+    return text.strip().encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Bytes:
     """Where some bytes lie: a whole object, or a range of one."""

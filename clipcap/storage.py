@@ -42,8 +42,14 @@ class ObjectInfo:
     modified_at: datetime | None
 
 
-_SIGNED: Final = re.compile(r"[?&](X-(Amz|Goog)-(Signature|Credential)|Signature|sig)=")
+_SIGNED: Final = re.compile(r"[?&](X-(Amz|Goog)-(Signature|Credential)|Signature|sig)=", re.I)
+_SIGNATURE: Final = re.compile(rf"({_SIGNED.pattern})[^&\s\"]*", re.I)
+_KEYS: Final = re.compile(r"://[^/\s\"@]*@")
 _WEB: Final = ("http", "https")  # a slash at the end is another page there
+_NO_CREDENTIALS: Final = (
+    "A URL must not carry credentials or a signature; set them in the environment instead "
+    "(for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
+)
 
 
 def canonical(url: str) -> str:
@@ -53,15 +59,25 @@ def canonical(url: str) -> str:
         SettingsError: the URL carries a user name, a password or a signature.
     """
     protocol, found, rest = url.partition("://")
+    if found and protocol != "file" and _SIGNED.search(rest):
+        raise SettingsError(_NO_CREDENTIALS)
+    return _absolute(url)
+
+
+def without_credentials(text: str) -> str:
+    """Return a text with `***` for every key, password and signature in the URLs it holds."""
+    return _SIGNATURE.sub(r"\1***", _KEYS.sub("://***@", text))
+
+
+def _absolute(url: str) -> str:
+    """Return the canonical URL of what a store listed too: its keys may look like a signature."""
+    protocol, found, rest = url.partition("://")
     if not found:
         return "file://" + _quoted(os.path.abspath(os.path.expanduser(url)))
     if protocol == "file":
-        return canonical(os.fsdecode(unquote_to_bytes(rest)))
-    if "@" in rest.partition("/")[0] or _SIGNED.search(rest):
-        raise SettingsError(
-            "A URL must not carry credentials or a signature; set them in the environment instead "
-            "(for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
-        )
+        return _absolute(os.fsdecode(unquote_to_bytes(rest)))
+    if "@" in rest.partition("/")[0] or (protocol in _WEB and _SIGNED.search(rest)):
+        raise SettingsError(_NO_CREDENTIALS)
     if protocol == "memory":
         rest = rest.lstrip("/")
     return f"{protocol}://{rest}" if protocol in _WEB else f"{protocol}://{rest.rstrip('/')}"
@@ -73,7 +89,7 @@ def _quoted(path: str) -> str:
 
 def local_path(url: str) -> Path | None:
     """Return the path of a local URL, and None for a URL on a store."""
-    url = canonical(url)
+    url = _absolute(url)
     if not url.startswith("file://"):
         return None
     return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://"))))
@@ -240,7 +256,7 @@ def require_writable(url: str) -> None:
 
 
 def _store(url: str) -> Store:
-    return open_store(canonical(url), deadline_s=DEADLINE_S)
+    return open_store(_absolute(url), deadline_s=DEADLINE_S)
 
 
 def _described(url: str, found: dict[str, Any]) -> ObjectInfo:

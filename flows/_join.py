@@ -66,7 +66,8 @@ def joined(partitions: Sequence[Partition], attempts: Iterable[Attempt]) -> Iter
     failed: list[tuple[Partition, Exception]] = []
     for partition, attempt in zip(partitions, attempts, strict=True):
         if isinstance(attempt, Exception):
-            log.warning("partition %s failed: %s", partition, attempt)
+            if len(partitions) > 1:  # of a single one, the error says it at once
+                log.warning("partition %s failed: %s", partition, attempt)
             failed.append((partition, attempt))
         else:
             yield attempt

@@ -64,7 +64,9 @@ class Ledger:
             flow=flow,
             trigger=_trigger(),
             started_at=time.time(),
-            params_json=json.dumps(parameters, sort_keys=True, default=_plain),
+            params_json=storage.without_credentials(
+                json.dumps(parameters, sort_keys=True, default=_plain)
+            ),
             flow_run_id=str(flow_run.id or ""),
             flow_run_name=flow_run.name or "",
             deployment=deployment.name or "",

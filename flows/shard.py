@@ -30,7 +30,7 @@ def take_in(
         plan = ledger.plan = ledger.call(make_plan, source, ledger.run, settings)
         planned = [part.shard for part in plan.planned]
         ledger.each(write_shards, planned, _SHARDS_PER_TASK, ledger.run, settings)
-        ledger.call(check_rejects, ledger.run, max_reject_rate)
+        ledger.call(check_rejects, ledger.run, max_reject_rate, plan.retired)
         ledger.each(retire_images, plan.retired, _SHARDS_PER_TASK, ledger.run)
 
 

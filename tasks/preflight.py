@@ -15,6 +15,7 @@ def check_places(source: str, out: str) -> None:
     """Look whether the source is there and the output takes a probe."""
     if not source or not out:
         raise SettingsError("There must be a source and an output, but one of them is empty.")
+    storage.canonical(source)  # refuses credentials, before anything of the run is written down
     if not any(sign in source for sign in "*?["):  # else a pattern, which only listing can judge
         storage.require_bucket(source)
     storage.require_writable(out)
@@ -28,8 +29,7 @@ def check_models(
     devices: tuple[str, ...],
 ) -> None:
     """Find the models and label sets, see that they fit, and that devices asked for are there."""
-    for name in label_sets:
-        labels.load(name)
+    labels.require_own_names([labels.load(name) for name in label_sets])
     embedding.recipe(encoder, embedding.reference(encoder))
     if captioner is not None:
         choose(captioner, encoder)

@@ -31,9 +31,9 @@ def list_shards(run: Run) -> list[Shard]:
 
 
 @task(run_name="check the rejects", tags=("cpu",))
-def check_rejects(run: Run, max_reject_rate: float) -> None:
+def check_rejects(run: Run, max_reject_rate: float, retired: tuple[Shard, ...]) -> None:
     """Stop before any model work if too many images were rejected."""
-    require_few_rejects(run, max_reject_rate=max_reject_rate)
+    require_few_rejects(run, max_reject_rate=max_reject_rate, retired=retired)
 
 
 @task(run_name="retire {partition}", tags=("cpu",))

@@ -10,7 +10,7 @@ from typing import Final
 from clipcap import settings as base
 from clipcap import storage
 from clipcap.errors import SettingsError
-from clipcap.sample import Bytes, Sample, Sidecar
+from clipcap.sample import Bytes, Sample, Sidecar, caption_text
 from clipcap.settings import digest
 
 OURS: Final = (".clipcap.txt", ".clipcap.json")
@@ -60,7 +60,9 @@ def samples(settings: Settings) -> Iterator[Sample]:
             at=Bytes(found.url),
             modified_at=found.modified_at,
             captions=texts,
-            sidecars=tuple(Sidecar(suffix, Bytes(info.url)) for suffix, info in own),
+            sidecars=tuple(
+                Sidecar(suffix, Bytes(info.url, 0, info.size_bytes)) for suffix, info in own
+            ),
         )
 
 
@@ -122,7 +124,7 @@ def _captions(url: str) -> dict[str, tuple[str, ...]]:
         SettingsError: the file is neither.
     """
     try:
-        loaded = json.loads(storage.read(url))
+        loaded = json.loads(storage.read(storage.canonical(url)))
     except ValueError as error:
         raise SettingsError(
             f"The captions file {url} must be JSON, but is not: {error}."
@@ -143,6 +145,6 @@ def _captions(url: str) -> dict[str, tuple[str, ...]]:
             f"object from file name to a list of captions, but has no {error}."
         ) from error
     return {
-        name: tuple(text.strip() for text in texts if text.strip())
+        name: tuple(caption_text(text) for text in texts if text.strip())
         for name, texts in grouped.items()
     }

@@ -19,6 +19,7 @@ from clipcap import cards, commits, embedding, layout, models, rows, tables
 from clipcap.cards import Card, Choice
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings, Speed
+from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome
 from clipcap.settings import Settings, canonical_json, digest
@@ -97,7 +98,7 @@ def caption(
     """Caption the embedded images of a shard; no image is read.
 
     Raises:
-        NotFoundError: the shard is not embedded.
+        NotFoundError: the shard is not embedded, or has lost images since.
         SettingsError: its embeddings were made by another encoder than the captioner's.
     """
     started = time.time()
@@ -142,6 +143,10 @@ def _require_fit(card: Card, source: Commit) -> None:
 def _with_source(todo: pa.Table, shard: Shard, out: str) -> pa.Table:
     manifest = tables.read(layout.manifest(out, shard), columns=["image_id", "source_uri"])
     at = pc.index_in(todo["image_id"], value_set=manifest["image_id"].combine_chunks())
+    if at.null_count:
+        raise NotFoundError(
+            f"Images left the shard {shard} since it was embedded: embed it again first."
+        )
     return todo.append_column("source_uri", manifest["source_uri"].take(at))
 
 

@@ -81,7 +81,9 @@ def _outcome(
 
 def _reject(refused: Sequence[Refused], shard: Shard, *, run: Run) -> None:
     """Move images from a shard's manifest to its rejects, there first, so that nothing is lost."""
-    old = manifest.read_rejects(run.out, shard).to_pylist()
     new = [intake.reject_row(sample, shard, stage="embed", run=run) for sample in refused]
+    leaving = {row["image_id"] for row in new}
+    known = manifest.read_rejects(run.out, shard).to_pylist()
+    old = [row for row in known if row["image_id"] not in leaving]  # an earlier try got so far
     manifest.publish_rejects([*old, *new], shard, run=run)
-    manifest.retire(shard, run=run, live={row["image_id"] for row in new}, rejects=set())
+    manifest.retire(shard, run=run, live=leaving, rejects=set())

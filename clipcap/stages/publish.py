@@ -86,9 +86,10 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
         sink.write(_captioned(night), sink.Settings(**options))
     front.write(run.out)
     seconds = (*night.seconds, ("publish", time.time() - began))
-    records.write(night, state="Completed", seconds=dict(seconds))
+    page_url = layout.report(run)
+    records.write(night, state="Completed", seconds=dict(seconds), report_uri=page_url)
     page = report.render(night, images=settings.report_images)
-    storage.write(layout.report(run), page.encode())
+    storage.write(page_url, page.encode())
     listed = _objects(run.out)
     listing = layout.run_manifest(run.out, run.run_id)
     _write_json(listing, {"run_id": run.run_id, "objects": listed})
@@ -102,7 +103,7 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
     log.info("publish: %d live images in %d shards, %d objects", count, len(live), len(listed))
     return Published(
         run_id=run.run_id,
-        report_url=layout.report(run),
+        report_url=page_url,
         manifest_url=listing,
         live=count,
         objects=len(listed),
@@ -136,18 +137,24 @@ def sweep(out: str, members: Mapping[Shard, tuple[str, int]], *, run: Run) -> in
         for found in storage.listed(layout.table(out, name)):
             shard = layout.shard_of(found.url)
             if shard not in members:
-                storage.delete(found.url)
-                changed += 1
+                changed += _dropped(found.url, shard, out)
                 continue
             commit = commits.find(found.url)
             if commit is not None and commit.metadata.get("members") != members[shard][0]:
                 _prune(commit, shard, members[shard][0], run=run)
                 changed += 1
     for found in storage.listed(layout.tars(out)):
-        if layout.shard_of(found.url) not in members:
-            storage.delete(found.url)
-            changed += 1
+        if (shard := layout.shard_of(found.url)) not in members:
+            changed += _dropped(found.url, shard, out)
     return changed
+
+
+def _dropped(url: str, shard: Shard, out: str) -> int:
+    """Remove an object of a shard that is gone; one that another run made meanwhile stays."""
+    if storage.info(layout.manifest(out, shard)) is not None:
+        return 0
+    storage.delete(url)
+    return 1
 
 
 def _prune(commit: Commit, shard: Shard, members: str, *, run: Run) -> None:

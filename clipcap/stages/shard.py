@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from clipcap import (
     intake,
@@ -61,7 +61,8 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
         SettingsError: it is empty, or its settings are not known.
     """
     found = list(_samples(source, run=run, settings=settings, write=write))
-    known = manifest.known(run.out, storage.canonical(source))
+    limits = settings.images.fingerprint()
+    known = manifest.known(run.out, storage.canonical(source), limits=limits)
     compared = planning.compare(found, known, run=run)
     to_write = planning.shards_to_write(
         compared, run=run, pack=settings.pack, taken=known.shards, limit=settings.limit
@@ -80,8 +81,14 @@ def _samples(source: str, *, run: Run, settings: ShardSettings, write: bool) -> 
         options.setdefault("leave_out", run.out)
     try:
         chosen = module.Settings(**options)
-    except ValueError as error:
-        raise SettingsError(f"The settings of the source {kind!r} do not fit: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"`{'.'.join(map(str, one['loc']))}`: {one['msg']}"
+            for one in error.errors(include_input=False, include_url=False)
+        )  # without what was given, which may be a key
+        raise SettingsError(
+            f"The settings of the source {kind!r} do not fit: {problems}."
+        ) from None
     if hasattr(module, "containers"):
         return listings.samples(module, chosen, out=run.out, write=write)
     samples: Iterator[Sample] = module.samples(chosen)
@@ -116,7 +123,11 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     tar, members = shards.pack(intake.tar_files(taken))
     if taken:
         storage.write(layout.tar(run.out, target), tar)
-    rejects = [intake.reject_row(sample, target, stage="shard", run=run) for sample in refused]
+    limits = settings.images.fingerprint()
+    rejects = [
+        intake.reject_row(sample, target, stage="shard", run=run, limits=limits)
+        for sample in refused
+    ]
     manifest.publish_rejects(rejects, target, run=run)
     rows = intake.manifest_rows(taken, members, target, run=run)
     table = tables.from_rows(rows, tables.SCHEMAS["manifest"])

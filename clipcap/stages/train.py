@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from pydantic import Field
@@ -214,9 +214,19 @@ def _untrained(ref: EncoderRef, settings: TrainSettings) -> Captioner:
         ),
         prefix_length=settings.prefix_length,
         mapper=settings.mapper,
-        decode=Choice(name="beam", settings={"stop": settings.loop.stop}),
+        decode=Choice(
+            name="beam",
+            settings={"stop": settings.loop.stop, "max_tokens": _longest(language_model, settings)},
+        ),
     )
     return captioner.new(card, language_model, tokenizer, seed=settings.loop.seed)
+
+
+def _longest(language_model: Any, settings: TrainSettings) -> int:  # noqa: ANN401 - transformers' own types are dynamic
+    """Return the longest caption in tokens: as trained, and as the model has positions for."""
+    room = getattr(language_model.config, "max_position_embeddings", None)
+    longest = settings.loop.max_tokens
+    return longest if room is None else min(longest, room - settings.prefix_length + 1)
 
 
 def _save(captioner: Captioner, folder: str) -> None:

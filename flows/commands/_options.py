@@ -185,7 +185,9 @@ def _problem(found: Mapping[str, Any], model: type[BaseModel]) -> str:
     place: Sequence[Any] = found["loc"]
     name = ".".join(map(str, place))
     if found["type"] != "extra_forbidden":
-        return f"{name}: {found['msg']} (it is {found['input']!r})"
+        given = found["input"]
+        shown = f" (it is {given!r})" if isinstance(given, str | int | float) else ""
+        return f"{name}: {found['msg']}{shown}"
     known = _fields(model, place[:-1])
     near = get_close_matches(str(place[-1]), known, n=1)
     hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}." if known else ""

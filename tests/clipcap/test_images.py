@@ -8,6 +8,7 @@ import io
 import json
 import math
 import struct
+import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -351,3 +352,25 @@ def test_every_hostile_file_gets_an_image_or_a_reason() -> None:
     ]
     assert set(usual) <= accepted
     assert len(usual) > 250
+
+
+def test_no_more_decoded_images_are_held_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """16 threads take images in: of 50 megapixels each, they would hold 2.4 GB."""
+    monkeypatch.setattr(images, "_decoding", threading.BoundedSemaphore(1))
+    held: list[int] = []
+    most: list[int] = []
+    real = images.phash
+
+    def slow(image: Image.Image) -> str:
+        held.append(1)
+        most.append(len(held))
+        time.sleep(0.02)
+        held.pop()
+        return real(image)
+
+    monkeypatch.setattr(images, "phash", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(inspected, [saved(flat(20, 20))] * 8))
+    assert max(most) == 1

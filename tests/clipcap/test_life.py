@@ -177,7 +177,7 @@ def test_a_second_run_reads_no_image(place: tuple[str, str]) -> None:
     source, out = place
     bucket = fill(source, {name: n + 1 for n, name in enumerate(NAMES)})
     night(source, out)
-    with patch.object(storage, "read_each", side_effect=AssertionError):
+    with patch("clipcap.intake.take_in", side_effect=AssertionError("read an image")):
         plan = night(source, out)
     assert (plan.new, plan.changed, plan.deleted, plan.unchanged) == (0, 0, 0, len(NAMES))
     require_exact(source, out, bucket)

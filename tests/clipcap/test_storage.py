@@ -189,10 +189,17 @@ class TestLocal:
         assert [found.url for found in storage.list_objects(str(local))] == [f"file://{local}/seen"]
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/a", "s3://b/a?X-Amz-Signature=secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/a",
+        "s3://b/a?X-Amz-Signature=secret",
+        "https://h/a.csv?se=1&SIG=secret",
+    ],
+)
 def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        storage.read(url)
+        storage.canonical(url)
     assert "secret" not in str(refused.value).replace("AWS_SECRET", "")
 
 

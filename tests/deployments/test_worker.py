@@ -61,6 +61,11 @@ def test_a_deployed_night_is_scheduled_for_the_nights_to_come(
     assert {(start.hour, start.minute) for start in starts if start} == {(1, 30)}
 
 
+def test_the_automations_are_accepted(prefect_server: PrefectServer) -> None:
+    file = str(ROOT / "deployments" / "automations.yaml")
+    assert "Created automation" in prefect_server.run("automation", "create", "--from-file", file)
+
+
 def test_a_night_run_by_a_worker_is_completed_and_its_files_are_there(
     deployed: Path, prefect_server: PrefectServer, tmp_path: Path
 ) -> None:

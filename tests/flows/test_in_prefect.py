@@ -29,7 +29,9 @@ from flows.nightly import nightly
 from flows.settings import NightlySettings
 from flows.shard import shard
 from tasks._task import Partition, cut, task
+from tests.command import clipcap
 from tests.flows.test_nightly import spoil_one_tar
+from tests.nights import Tiny
 from tests.prefect_servers import PrefectServer
 from tests.tables import glob
 
@@ -69,6 +71,24 @@ def test_a_night_is_completed_with_its_artifacts_log_lines_and_row(
     assert "6 images listed: 6 new" in kept["nightly-summary"]
     lines = wait_for_lines(client, flow_run.id, "publish: 6 live images")
     assert any(line.startswith("embed 20") and "2 computed" in line for line in lines)
+
+
+def test_the_command_line_has_its_run_recorded_where_a_server_is_set(
+    drawings: Path, tmp_path: Path, tiny: Tiny, client: SyncPrefectClient
+) -> None:
+    chosen = ["--model", tiny.encoder.model, "--captioner", tiny.captioner.captioner]
+    out = tmp_path / "out"
+
+    ended = clipcap("run", drawings, out, *chosen, "--label-set", tiny.label_set)
+
+    assert ended.code == 0, ended.err
+    assert [line.split()[0] for line in ended.out.splitlines()] == [
+        "shard", "embed", "caption", "label", "publish", "report",
+    ]  # fmt: skip
+    row = glob(str(out), "runs").to_pylist()[0]
+    state = client.read_flow_run(UUID(row["flow_run_id"])).state
+    assert state is not None
+    assert state.is_completed()
 
 
 def artifacts(client: SyncPrefectClient, flow_run_id: UUID) -> dict[str | None, Any]:

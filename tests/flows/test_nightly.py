@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from unittest.mock import patch
@@ -24,6 +26,7 @@ from flows.embed import embed
 from flows.nightly import nightly
 from flows.settings import NightlySettings
 from flows.shard import shard
+from tests.architecture.tree import ROOT
 from tests.nights import draw
 from tests.tables import glob
 
@@ -58,6 +61,20 @@ def test_a_second_night_reads_no_image_and_loads_no_model(
     assert {outcome.state for outcome in finished.night.outcomes} == {"unchanged"}
     assert finished.published is not None
     assert finished.published.live == 6
+
+
+def test_a_night_without_work_imports_no_model_library(
+    drawings: Path, tmp_path: Path, settings: NightlySettings
+) -> None:
+    """They take seconds, and an unchanged bucket is a matter of one."""
+    out = str(tmp_path / "out")
+    nightly.fn(str(drawings), out, settings)
+    code = "import sys\nfrom flows.nightly import NightlySettings, nightly\n"
+    code += "nightly.fn(*sys.argv[1:3], NightlySettings.model_validate_json(sys.argv[3]))\n"
+    code += "print({'torch', 'open_clip', 'transformers', 'prefect.server'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, str(drawings), out, settings.model_dump_json()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "set()\n"
 
 
 def test_what_is_new_changed_or_gone_is_all_that_a_night_does(
@@ -119,6 +136,10 @@ def test_too_many_rejects_stop_a_night_before_any_model(
     assert [row["state"] for row in runs] == ["Failed"]
     assert "not_an_image" in runs[0]["error_message"]
 
+    (drawings / "drawing-0.png").unlink()
+    mended = nightly.fn(str(drawings), str(tmp_path / "out"), settings)
+    assert mended.published is not None
+
 
 @pytest.mark.parametrize(
     ("spoilt", "error"),
@@ -149,6 +170,16 @@ def test_a_source_that_is_not_there_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(NotFoundError):
         nightly.fn(str(tmp_path / "nowhere"), str(tmp_path / "out"), settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_with_a_signature_leaves_nothing_behind(
+    tmp_path: Path, settings: NightlySettings
+) -> None:
+    """It looks like a pattern, which is not looked up before; and the run's row has its text."""
+    source = "https://127.0.0.1:9/list.csv?X-Amz-Signature=hunter2"
+    with pytest.raises(SettingsError, match="credentials"):
+        nightly.fn(source, str(tmp_path / "out"), settings)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 
@@ -16,6 +17,7 @@ from clipcap import errors
 from clipcap.errors import ClipcapError
 from clipcap.layout import Shard
 from tasks._task import RETRY_DELAYS_S, cut, is_retryable
+from tests.architecture.tree import dotted, sources
 
 
 def all_tasks() -> list[Task[..., object]]:
@@ -33,6 +35,24 @@ def test_a_task_is_tried_again_by_error_class_and_leaves_no_pickle(
     assert task.retry_condition_fn is not None
     assert task.persist_result is False
     assert task.cache_policy is NO_CACHE
+
+
+def test_tasks_and_flows_are_made_by_the_projects_own_decorators() -> None:
+    """Prefect's own would cache, pickle, and try again what cannot be helped."""
+    made_in = {
+        path
+        for path, module in sources().items()
+        for node in ast.walk(module)
+        if brought(node) & {"task", "flow"} or dotted(node) in ("prefect.flow", "prefect.task")
+    }
+    assert made_in == {"tasks/_task.py", "flows/_flow.py"}
+
+
+def brought(node: ast.AST) -> set[str]:
+    """Return what an import brings from Prefect itself."""
+    if isinstance(node, ast.ImportFrom) and node.module == "prefect":
+        return {alias.name for alias in node.names}
+    return set()
 
 
 @pytest.mark.parametrize(
