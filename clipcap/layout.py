@@ -112,7 +112,12 @@ def report(run: Run) -> str:
 
 def plan(run: Run, shard: Shard) -> str:
     """Return the URL of the samples that a shard still to be written shall hold."""
-    return f"{plans(run.out)}/{run.run_id}/{shard.name}.parquet"
+    return f"{plans_of(run)}/{shard.name}.parquet"
+
+
+def plans_of(run: Run) -> str:
+    """Return the URL of the folder of one run's plans."""
+    return f"{plans(run.out)}/{run.run_id}"
 
 
 def plans(out: str) -> str:
@@ -154,7 +159,7 @@ def front(
 
 def retirement(run: Run, shard: Shard) -> str:
     """Return the URL of the list of images that shall leave a shard."""
-    return f"{plans(run.out)}/{run.run_id}/{shard.dt}_{shard.name}.retire.json"
+    return f"{plans_of(run)}/{shard.dt}_{shard.name}.retire.json"
 
 
 def listings(out: str, source: str) -> str:

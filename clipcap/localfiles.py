@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def walk(folder: Path) -> Iterator[str]:
         for path in paths:
             if os.path.isfile(path):  # not a pipe, a socket or a dangling link
                 yield path
+
+
+def remove_temporaries(folder: Path, *, older_s: float) -> int:
+    """Remove the hidden files of writers that were killed; return how many there were."""
+    now = time.time()
+    found = [path for path in folder.rglob(".*.tmp") if path.is_file()]
+    old = [path for path in found if now - path.stat().st_mtime > older_s]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
 
 
 def _refuse(error: OSError) -> None:

@@ -163,7 +163,8 @@ def shards_to_write(
 ) -> dict[Shard, list[Todo]]:
     """Pack the night's samples into shards; each gets a name made from what it shall hold."""
     if limit is not None:
-        groups = _grouped(compared.todo[:limit], pack)
+        fresh_first = sorted(compared.todo, key=lambda item: item.attempts > 0)
+        groups = _grouped(fresh_first[:limit], pack)
     else:
         packed = _grouped(compared.today, pack)
         whole = [group for group in packed if all(isinstance(item, Todo) for item in group)]

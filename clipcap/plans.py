@@ -180,9 +180,15 @@ def read_retirement(run: Run, shard: Shard) -> tuple[list[str], list[str]]:
     return lists["live"], lists["rejects"]
 
 
-def clear(out: str) -> int:
-    """Remove every plan, of this run and of killed ones; return how many objects went."""
-    found = storage.listed(layout.plans(out))
+def clear(run: Run) -> None:
+    """Remove the plans of a run."""
+    for found in storage.listed(layout.plans_of(run)):
+        storage.delete(found.url)
+
+
+def clear_left_over(out: str) -> int:
+    """Remove the plans of runs that were killed long ago; return how many objects went."""
+    found = [info for info in storage.listed(layout.plans(out)) if storage.is_left_over(info)]
     for info in found:
         storage.delete(info.url)
     return len(found)

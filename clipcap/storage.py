@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +28,9 @@ from clipcap.refusals import translated
 T = TypeVar("T")
 
 DEADLINE_S: Final = 120.0  # no single request may take longer; a frozen store blocks s3fs for ever
+_LISTING_S: Final = 3_600.0  # a listing is thousands of requests, each with a limit of its own
+_SLOWEST_BYTES_PER_S: Final = 2**20  # a large object may take longer, at this pace
+LEFT_OVER_S: Final = 24 * 3_600.0  # nobody takes longer from the first to the last object of a step
 IN_FLIGHT: Final = 16  # requests at a time: hides 60 ms of latency, bounds memory to 16 objects
 
 
@@ -127,24 +129,11 @@ def read_range(url: str, offset: int, length: int | None) -> bytes:
         return stream.read(-1 if length is None else length)
 
 
-def read_each(items: Iterable[T], read_one: Callable[[T], bytes]) -> Iterator[bytes | StorageError]:
-    """Read many at a time, in order; a refused one comes back as its error, among the others."""
-
-    def attempt(item: T) -> bytes | StorageError:
-        try:
-            return read_one(item)
-        except StorageError as error:
-            return error
-
-    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="read") as pool:
-        yield from pool.map(attempt, items)
-
-
 def write(url: str, data: bytes) -> None:
     """Write a whole object in one atomic step: readers see the old or the new one, never a half."""
     path = local_path(url)
     if path is None:
-        _store(url).call("put", "pipe_file", data)
+        _store(url, longer_s=len(data) / _SLOWEST_BYTES_PER_S).call("put", "pipe_file", data)
     else:
         with translated("put", url):
             localfiles.replace(path, data)
@@ -199,7 +188,7 @@ def list_objects(url: str) -> Iterator[ObjectInfo]:
     if path is not None:
         yield from sorted(_walk(path), key=lambda found: found.url)
         return
-    store = _store(url)
+    store = _store(url, longer_s=_LISTING_S)
     protocol = url.partition("://")[0]
     try:
         found = store.call("list", "find", detail=True)
@@ -210,6 +199,25 @@ def list_objects(url: str) -> Iterator[ObjectInfo]:
     for key in sorted(found):
         if found[key]["type"] != "directory" and "/." not in key.removeprefix(store.name):
             yield _described(f"{protocol}://{key.lstrip('/')}", found[key])
+
+
+def is_left_over(found: ObjectInfo) -> bool:
+    """Tell whether an object is so old that no run can still be about to make it count."""
+    if found.modified_at is None:
+        return False
+    return (datetime.now(UTC) - found.modified_at).total_seconds() > LEFT_OVER_S
+
+
+def remove_half_written(url: str) -> int:
+    """Remove what killed processes left of files they were writing; return how many went.
+
+    On a store there is nothing to remove: an object is there whole or not at all.
+    """
+    path = local_path(url)
+    if path is None or not path.is_dir():
+        return 0
+    with translated("delete", url):
+        return localfiles.remove_temporaries(path, older_s=LEFT_OVER_S)
 
 
 def listed(url: str) -> list[ObjectInfo]:
@@ -255,8 +263,8 @@ def require_writable(url: str) -> None:
     delete(probe)
 
 
-def _store(url: str) -> Store:
-    return open_store(_absolute(url), deadline_s=DEADLINE_S)
+def _store(url: str, *, longer_s: float = 0.0) -> Store:
+    return open_store(_absolute(url), deadline_s=DEADLINE_S + longer_s)
 
 
 def _described(url: str, found: dict[str, Any]) -> ObjectInfo:

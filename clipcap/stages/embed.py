@@ -11,6 +11,7 @@ from typing import Literal
 from clipcap import commits, embedding, intake, layout, manifest, rows, tables
 from clipcap.commits import Commit
 from clipcap.embedding import Embedded, EmbedSettings, Speed
+from clipcap.errors import ClipcapError
 from clipcap.intake import Refused
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome
@@ -38,6 +39,7 @@ def embed(shard: Shard, *, run: Run, settings: EmbedSettings, speed: Speed) -> O
     made = embedding.embed_rows(
         rows.missing(live, kept), shard, run=run, settings=settings, speed=speed
     )
+    _require_working_model(made, ref.model_id, shard)
     if made.refused:
         _reject(made.refused, shard, run=run)
         wanted = embedding.wanted(settings, shard, out=run.out)
@@ -46,6 +48,16 @@ def embed(shard: Shard, *, run: Run, settings: EmbedSettings, speed: Speed) -> O
     metadata = embedding.metadata(ref, embedding.scale_of(scale)) | {"members": wanted.members}
     commit = commits.publish(url, table, fingerprint=wanted, run_id=run.run_id, metadata=metadata)
     return _outcome(shard, "written", commit, started, made)
+
+
+def _require_working_model(made: Embedded, model_id: str, shard: Shard) -> None:
+    """Refuse to empty a shard because a model, a device or a number format is broken."""
+    if len(made.refused) > 1 and not made.rows:
+        raise ClipcapError(
+            f"{model_id} gave no finite embedding for any of the {len(made.refused)} images of "
+            f"{shard}: the model, the device or its number format is broken. Nothing was changed; "
+            "try `--device cpu` or another model."
+        )
 
 
 def _outcome(

@@ -98,7 +98,7 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
         {"run_id": run.run_id, "manifest": listing.removeprefix(f"{run.out}/"), "dt": run.dt},
     )
     storage.write(layout.success(run.out), b"")
-    plans.clear(run.out)
+    plans.clear(run)
     count = sum(images for _, images in members.values())
     log.info("publish: %d live images in %d shards, %d objects", count, len(live), len(listed))
     return Published(
@@ -144,7 +144,8 @@ def sweep(out: str, members: Mapping[Shard, tuple[str, int]], *, run: Run) -> in
                 _prune(commit, shard, members[shard][0], run=run)
                 changed += 1
     for found in storage.listed(layout.tars(out)):
-        if (shard := layout.shard_of(found.url)) not in members:
+        shard = layout.shard_of(found.url)
+        if shard not in members and storage.is_left_over(found):
             changed += _dropped(found.url, shard, out)
     return changed
 

@@ -102,13 +102,16 @@ def _kind(source: str) -> str:
 
 
 def recover(out: str) -> int:
-    """Remove what a killed run left half done; return how many objects went."""
+    """Remove what a killed run left half done; return how many objects went.
+
+    What another run may still be about to use stays until it is a day old.
+    """
     orphans = manifest.orphan_rejects(out)
     for shard in orphans:
         storage.delete(layout.rejects(out, shard))
-    removed = len(orphans) + plans.clear(out)
-    if removed:
-        log.info("an earlier run ended early: %d left-over objects removed, resuming", removed)
+    removed = len(orphans) + plans.clear_left_over(out) + storage.remove_half_written(out)
+    if removed or storage.listed(layout.plans(out)):
+        log.info("an earlier run ended early: %d objects removed, resuming", removed)
     return removed
 
 

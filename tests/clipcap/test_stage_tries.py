@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from clipcap.cards import Choice
 from clipcap.embedding import Speed
 from clipcap.encoders import openclip
 from clipcap.errors import (
+    ClipcapError,
     NotFoundError,
     SettingsError,
     TooManyRejectsError,
@@ -56,6 +58,14 @@ def sharded(source: Path, run: Run) -> Shard:
     for target in plan.retired:
         shard.retire(target, run=run)
     return manifest.shards(run.out)[0]
+
+
+def long_ago(url: str) -> None:
+    """Make a file of this machine two days old."""
+    path = storage.local_path(url)
+    assert path is not None
+    then = path.stat().st_mtime - 2 * storage.LEFT_OVER_S
+    os.utime(path, (then, then))
 
 
 @contextmanager
@@ -190,6 +200,9 @@ def test_a_shard_that_is_gone_leaves_nothing_behind(place: tuple[Path, Run], tin
     before = manifest.shards(run.out)
     stray = layout.tar(run.out, Shard(RUN, "stray"))
     storage.write(stray, b"of a run that was killed before its manifest")
+    long_ago(stray)
+    fresh = layout.tar(run.out, Shard(RUN, "fresh"))
+    storage.write(fresh, b"of a run that may still be about to write its manifest")
     for n in range(2):
         (source / f"drawing-{n}.png").unlink()
     night(source, run.out, tiny, max_images=2, dt="2026-11-21")
@@ -198,6 +211,7 @@ def test_a_shard_that_is_gone_leaves_nothing_behind(place: tuple[Path, Run], tin
     left = {found.url for found in storage.list_objects(run.out)}
     assert [url for url in left for one in gone if one.name in url] == []
     assert stray not in left
+    assert fresh in left
 
 
 def test_a_shard_that_another_run_wrote_meanwhile_is_not_swept(
@@ -219,3 +233,34 @@ def test_two_label_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     labels.require_own_names(found[:1])
     with pytest.raises(SettingsError, match="2 are called pets"):
         labels.require_own_names(found)
+
+
+def test_a_broken_model_empties_no_shard(place: tuple[Path, Run], tiny: Tiny) -> None:
+    """A number format that overflows gives NaN for every image; that is no image's fault."""
+    source, run = place
+    target = sharded(source, run)
+    nothing = torch.full((3, 16), float("nan"))
+    with (
+        patch.object(openclip.Encoder, "encode_images", return_value=nothing),
+        pytest.raises(ClipcapError, match="no finite embedding for any of the 3 images"),
+    ):
+        embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+    assert tables.read(layout.manifest(run.out, target)).num_rows == 3
+
+
+def test_what_killed_runs_left_goes_after_a_day_and_not_before(
+    place: tuple[Path, Run], tiny: Tiny
+) -> None:
+    source, run = place
+    night(source, run.out, tiny)
+    folder = storage.local_path(run.out)
+    assert folder is not None
+    left = [folder / "_plans" / "killed" / "a.parquet", folder / "manifest" / ".m.parquet.1-a.tmp"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    assert shard.recover(run.out) == 0
+    for path in left:
+        long_ago(str(path))
+    assert shard.recover(run.out) == 2
+    assert not any(path.exists() for path in left)

@@ -131,14 +131,6 @@ class TestEveryStore:
         storage.delete(f"{place}/a")
         assert storage.info(f"{place}/a") is None
 
-    def test_one_refused_object_leaves_its_neighbours(self, place: str) -> None:
-        names = [f"{place}/{number}" for number in range(40)]
-        for name in names[:-1]:
-            storage.write(name, name.encode())
-        *found, refused = storage.read_each(names, storage.read)
-        assert found == [name.encode() for name in names[:-1]]
-        assert isinstance(refused, NotFoundError)
-
     def test_the_writable_probe_leaves_nothing(self, place: str) -> None:
         storage.write(f"{place}/a", b"1")
         storage.require_writable(place)
