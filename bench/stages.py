@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--model", choices=("bundled", "random-ViT-B-32"), default="bundled")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -59,8 +60,8 @@ def main() -> None:
         encoder, captioner = _models(chosen.model, Path(folder))
         runs, references = [], []
         for n in range(chosen.repeats + 1):  # the first one loads the models
-            runs.append(_night(chosen.images, Path(folder) / f"out-{n}", encoder, captioner))
-            references.append(_reference(chosen.images, encoder))
+            runs.append(_night(chosen, Path(folder) / f"out-{n}", encoder, captioner))
+            references.append(_reference(chosen, encoder))
     _print(chosen.model, runs[1:], references[1:])
 
 
@@ -72,12 +73,12 @@ def _models(name: str, folder: Path) -> tuple[EmbedSettings, CaptionSettings]:
 
 
 def _night(
-    images: Path, out: Path, encoder: EmbedSettings, captioner: CaptionSettings
+    chosen: argparse.Namespace, out: Path, encoder: EmbedSettings, captioner: CaptionSettings
 ) -> list[Figure]:
     run = Run("bench", storage.canonical(str(out)), "2026-01-01")
-    settings = ShardSettings()
+    settings = ShardSettings(limit=chosen.limit)
     began = time.perf_counter()
-    plan = shard.plan(str(images), run=run, settings=settings)
+    plan = shard.plan(str(chosen.images), run=run, settings=settings)
     figures = [Figure("list and plan", plan.listed, time.perf_counter() - began, 0.0)]
     targets = [part.shard for part in plan.planned]
     figures.append(_timed("shard", targets, lambda t: shard.shard(t, run=run, settings=settings)))
@@ -121,12 +122,13 @@ def _timed(stage: str, targets: list[Shard], work: Callable[[Shard], Outcome]) -
     )
 
 
-def _reference(images: Path, encoder: EmbedSettings) -> Figure:
+def _reference(chosen: argparse.Namespace, encoder: EmbedSettings) -> Figure:
     """Run the loop that a user of open_clip writes."""
     ref = embedding.reference(encoder)
     model, _, preprocess = open_clip.create_model_and_transforms(ref.model_spec)
     model.eval()
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+    found = (path for path in chosen.images.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+    paths = sorted(found)[: chosen.limit]
     began = time.perf_counter()
     model_s = 0.0
     for at in range(0, len(paths), BATCH):
