@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipcap.errors import SettingsError
-from clipcap.recipe import TrainSettings
+from clipcap.training import TrainSettings
 
 _BUCKET_BATCHES: Final = 50  # captions of so many batches are sorted by length: little padding
 _NOTHING: Final = 0

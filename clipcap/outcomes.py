@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from clipcap.commits import Commit
 from clipcap.layout import Run, Shard
 from clipcap.plans import Plan
 
+log = logging.getLogger(__name__)
+
 StageName = Literal["shard", "embed", "caption", "label"]
+State = Literal["written", "unchanged", "retired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class Outcome:
 
     stage: StageName
     shard: Shard
-    state: Literal["written", "unchanged", "retired"]
+    state: State
     rows: int
     url: str
     fingerprint: str
@@ -51,6 +57,40 @@ class StageTotal:
     rejected: int
     seconds: float
     model_s: float
+
+
+def committed(
+    stage: StageName,
+    shard: Shard,
+    commit: Commit,
+    *,
+    state: State,
+    started_at: float,
+    **counted: Any,  # noqa: ANN401 - the fields of Outcome
+) -> Outcome:
+    """Return what a stage did that ended with a commit, and log it in one line.
+
+    `counted` are further fields of the outcome.
+    """
+    done = Outcome(
+        stage=stage,
+        shard=shard,
+        state=state,
+        rows=commit.rows,
+        url=commit.url,
+        fingerprint=commit.fingerprint,
+        sha256=commit.sha256,
+        started_at=started_at,
+        duration_s=time.time() - started_at,
+        **counted,
+    )
+    taken = done.computed + (done.rejected if stage == "shard" else 0)
+    log.info(
+        "%s %s%s: %s, %d rows, %d computed, %d rejected, %.1f s, %.0f images/s",
+        stage, shard, f" with {done.of}" if done.of else "", state, done.rows, done.computed,
+        done.rejected, done.duration_s, taken / max(done.duration_s, 1e-9),
+    )  # fmt: skip
+    return done
 
 
 @dataclass(frozen=True, slots=True)

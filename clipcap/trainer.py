@@ -19,7 +19,7 @@ from torch.nn import functional
 from clipcap.batches import Captions, batches, held_out, tokenised
 from clipcap.captioner import Captioner, require_embeddings
 from clipcap.errors import SettingsError
-from clipcap.recipe import TrainSettings
+from clipcap.training import TrainSettings
 
 ADAM_EPS: Final = 1e-6  # the original's (transformers' AdamW of its time), torch's default is 1e-8
 

@@ -18,9 +18,9 @@ from clipcap.bundled import words
 from clipcap.bundled.scenes import Scene, caption
 from clipcap.captioner import Captioner
 from clipcap.cards import Card, Choice, EncoderFit
-from clipcap.recipe import TrainSettings
 from clipcap.settings import digest
 from clipcap.trainer import Progress, TrainMetrics, train
+from clipcap.training import TrainSettings
 
 log = logging.getLogger(__name__)
 

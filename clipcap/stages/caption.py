@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
-from clipcap.outcomes import Outcome
+from clipcap.outcomes import Outcome, State, committed
 from clipcap.settings import Settings, canonical_json, digest
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
     from clipcap.captioner import Captioner
     from clipcap.decoders import Candidate
-
-log = logging.getLogger(__name__)
 
 VERSION: Final = 1
 """Raised by hand when the meaning of a caption row changes."""
@@ -159,29 +156,15 @@ class _Captioned:
 
 
 def _outcome(
-    shard: Shard,
-    state: Literal["written", "unchanged"],
-    commit: Commit,
-    started: float,
-    made: _Captioned,
+    shard: Shard, state: State, commit: Commit, started: float, made: _Captioned
 ) -> Outcome:
-    duration_s = time.time() - started
-    computed = len(made.rows)
-    log.info(
-        "caption %s: %s, %d images, %d computed, %.1f s, %.0f images/s",
-        shard, state, commit.rows, computed, duration_s, computed / max(duration_s, 1e-9),
-    )  # fmt: skip
-    return Outcome(
-        stage="caption",
-        shard=shard,
+    return committed(
+        "caption",
+        shard,
+        commit,
         state=state,
-        rows=commit.rows,
-        url=commit.url,
-        fingerprint=commit.fingerprint,
-        sha256=commit.sha256,
         started_at=started,
-        duration_s=duration_s,
-        computed=computed,
+        computed=len(made.rows),
         model_s=made.model_s,
         of=commit.metadata.get("captioner_id", ""),
     )

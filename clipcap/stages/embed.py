@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 from clipcap import commits, embedding, intake, layout, manifest, rows, tables
 from clipcap.commits import Commit
@@ -14,9 +12,7 @@ from clipcap.embedding import Embedded, EmbedSettings, Speed
 from clipcap.errors import ClipcapError
 from clipcap.intake import Refused
 from clipcap.layout import Run, Shard
-from clipcap.outcomes import Outcome
-
-log = logging.getLogger(__name__)
+from clipcap.outcomes import Outcome, State, committed
 
 
 def embed(shard: Shard, *, run: Run, settings: EmbedSettings, speed: Speed) -> Outcome:
@@ -60,29 +56,13 @@ def _require_working_model(made: Embedded, model_id: str, shard: Shard) -> None:
         )
 
 
-def _outcome(
-    shard: Shard,
-    state: Literal["written", "unchanged"],
-    commit: Commit,
-    started: float,
-    made: Embedded,
-) -> Outcome:
-    duration_s = time.time() - started
-    log.info(
-        "embed %s: %s, %d images, %d computed, %d rejected, %.1f s, %.0f images/s",
-        shard, state, commit.rows, len(made.rows), len(made.refused), duration_s,
-        len(made.rows) / max(duration_s, 1e-9),
-    )  # fmt: skip
-    return Outcome(
-        stage="embed",
-        shard=shard,
+def _outcome(shard: Shard, state: State, commit: Commit, started: float, made: Embedded) -> Outcome:
+    return committed(
+        "embed",
+        shard,
+        commit,
         state=state,
-        rows=commit.rows,
-        url=commit.url,
-        fingerprint=commit.fingerprint,
-        sha256=commit.sha256,
         started_at=started,
-        duration_s=duration_s,
         computed=len(made.rows),
         rejected=len(made.refused),
         model_s=made.model_s,

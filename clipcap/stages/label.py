@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +19,11 @@ from clipcap.errors import NotFoundError, SettingsError
 from clipcap.labels import LabelSet
 from clipcap.layout import Run, Shard
 from clipcap.models import EncoderRef
-from clipcap.outcomes import Outcome
+from clipcap.outcomes import Outcome, State, committed
 from clipcap.settings import Settings, canonical_json, digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 VERSION: Final = 1
 """Raised by hand when the meaning of a label row changes."""
@@ -112,28 +109,11 @@ def _scale(source: Commit) -> float:
 
 
 def _outcome(
-    shard: Shard,
-    state: Literal["written", "unchanged"],
-    commit: Commit,
-    started: float,
-    *,
-    computed: int = 0,
+    shard: Shard, state: State, commit: Commit, started: float, *, computed: int = 0
 ) -> Outcome:
-    duration_s = time.time() - started
     name = commit.url.partition("/labelset=")[2].partition("/")[0]
-    log.info("label %s with %s: %s, %d rows, %.1f s", shard, name, state, commit.rows, duration_s)
-    return Outcome(
-        stage="label",
-        shard=shard,
-        state=state,
-        rows=commit.rows,
-        url=commit.url,
-        fingerprint=commit.fingerprint,
-        sha256=commit.sha256,
-        started_at=started,
-        duration_s=duration_s,
-        computed=computed,
-        of=name,
+    return committed(
+        "label", shard, commit, state=state, started_at=started, computed=computed, of=name
     )
 
 

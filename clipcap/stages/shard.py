@@ -26,7 +26,7 @@ from clipcap.errors import SettingsError
 from clipcap.images import ImageSettings
 from clipcap.intake import Refused, Taken
 from clipcap.layout import Run, Shard
-from clipcap.outcomes import Outcome
+from clipcap.outcomes import Outcome, committed
 from clipcap.planning import PackSettings
 from clipcap.plans import Plan
 from clipcap.sample import Sample
@@ -118,7 +118,6 @@ def recover(out: str) -> int:
 def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     """Write one planned shard: tar, then rejects, then the manifest that makes both count."""
     started = time.time()
-    url = layout.manifest(run.out, target)
     todo, source = plans.read(run, target)
     found = intake.refuse_twins(intake.take_in(todo, settings.images))
     taken = [sample for sample in found if isinstance(sample, Taken)]
@@ -135,21 +134,12 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     rows = intake.manifest_rows(taken, members, target, run=run)
     table = tables.from_rows(rows, tables.SCHEMAS["manifest"])
     commit = manifest.publish(table, target, run=run, source=source)
-    duration_s = time.time() - started
-    log.info(
-        "shard %s: %d images, %d rejected, %.1f s, %.0f images/s",
-        target, len(taken), len(refused), duration_s, len(found) / max(duration_s, 1e-9),
-    )  # fmt: skip
-    return Outcome(
-        stage="shard",
-        shard=target,
+    return committed(
+        "shard",
+        target,
+        commit,
         state="written",
-        rows=len(taken),
-        url=url,
-        fingerprint=commit.fingerprint,
-        sha256=commit.sha256,
         started_at=started,
-        duration_s=duration_s,
         computed=len(taken),
         rejected=len(refused),
         bytes_read=sum(len(data) for sample in taken for _, data in sample.files),

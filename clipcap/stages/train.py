@@ -18,8 +18,8 @@ from clipcap.embedding import EmbedSettings
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.layout import Run
 from clipcap.models import EncoderRef
-from clipcap.recipe import TrainSettings as LoopSettings
 from clipcap.settings import Settings, digest
+from clipcap.training import TrainSettings as LoopSettings
 
 if TYPE_CHECKING:
     from clipcap.captioner import Captioner

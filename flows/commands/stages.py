@@ -9,9 +9,9 @@ import click
 
 from clipcap.embedding import EmbedSettings
 from clipcap.errors import SettingsError
-from clipcap.recipe import TrainSettings as LoopSettings
 from clipcap.settings import Settings
 from clipcap.stages.train import TrainSettings
+from clipcap.training import TrainSettings as LoopSettings
 from flows.commands import _options as options
 from flows.commands._options import Choice
 from flows.commands._start import Start, json_option, server_option, tell

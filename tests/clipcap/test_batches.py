@@ -10,7 +10,7 @@ import torch
 
 from clipcap.batches import Captions, batches, held_out, tokenised
 from clipcap.errors import SettingsError
-from clipcap.recipe import TrainSettings
+from clipcap.training import TrainSettings
 from tests.captioners import STOP, WORDS, word_tokenizer
 
 MAX_TOKENS = 20

@@ -9,9 +9,9 @@ import pytest
 from clipcap import cards, layout, storage
 from clipcap.errors import SettingsError
 from clipcap.layout import Run
-from clipcap.recipe import TrainSettings as LoopSettings
 from clipcap.stages import train
 from clipcap.stages.caption import CaptionSettings
+from clipcap.training import TrainSettings as LoopSettings
 from tests.nights import Tiny, draw, make_tiny, night
 
 LOOP = LoopSettings(steps=6, batch_size=4, learning_rate=1e-3, validation_share=0.2)

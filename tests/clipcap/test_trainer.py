@@ -13,8 +13,8 @@ from transformers import get_linear_schedule_with_warmup
 
 from clipcap.captioner import Captioner
 from clipcap.errors import SettingsError
-from clipcap.recipe import TrainSettings
 from clipcap.trainer import Progress, TrainMetrics, caption_loss, learning_rate_share, train
+from clipcap.training import TrainSettings
 from tests.captioners import WORDS, embeddings, tiny_captioner, word_tokenizer
 
 SCENES = [
