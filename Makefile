@@ -64,10 +64,12 @@ s3-server: ## Install Debian's Ceph, which the S3 tests start (S3=no leaves it o
 	fi
 
 bundled-model: $(INSTALLED) ## Train the bundled model again from its seed
-	$(BIN)/python -m clipcap.bundled.build
+	$(BIN)/python -m clipcap.bundled.build clipcap/bundled --seed 0
 
-bench: $(INSTALLED) ## Measure every stage, for bench/README.md
-	$(BIN)/python -m bench
+bench: $(INSTALLED) ## Measure every stage on the photographs of a folder: make bench IMAGES=FOLDER
+	@[ -n "$(IMAGES)" ] || { echo "Say which: make bench IMAGES=FOLDER_OF_PHOTOGRAPHS" >&2; exit 2; }
+	$(BIN)/python -m bench.stages "$(IMAGES)" --model bundled --repeats 5
+	$(BIN)/python -m bench.stages "$(IMAGES)" --model random-ViT-B-32 --repeats 3 --limit 24
 
 clean: ## Remove what demo, tests and tools left; .venv stays
 	rm -rf demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

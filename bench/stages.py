@@ -1,7 +1,7 @@
 """A folder of images in; images per second of each stage, and what is not the model, out.
 
-    python bench/stages.py IMAGES --model bundled
-    python bench/stages.py IMAGES --model random-ViT-B-32
+    python -m bench.stages IMAGES --model bundled
+    python -m bench.stages IMAGES --model random-ViT-B-32
 
 The reference is the loop that a user of open_clip writes: open, preprocess and stack one image
 after another, `encode_image` in batches of 64. It runs in the same process, on the same images,
