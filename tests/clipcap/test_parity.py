@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+from clipcap import labels
 from clipcap.encoders import openclip
-from tests.models import make_clip, pictures, tiny_config, write_weights
+from tests.models import make_clip, make_tiny_clip, pictures, spread, tiny_config, write_weights
 
 TOLERANCE = 1e-5
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco_photos" / "images"
@@ -130,8 +131,10 @@ def test_zero_shot_scores_with_quick_gelu_equal_transformers(tmp_path: Path) -> 
 
 def compare_scores(encoder: openclip.Encoder, reference: CLIPModel) -> None:
     """Compare our softmax over classes with transformers', and see that it says something."""
-    texts_CD = normalize(encoder.encode_texts(CLASSES), dim=-1)
-    ours_BC = (encoder.logit_scale * embedded(encoder) @ texts_CD.T).softmax(dim=-1)
+    name_CD = labels.averaged(encoder.encode_texts(CLASSES).numpy()[:, None])
+    scale = encoder.logit_scale
+    _, scored_BC = labels.score(embedded(encoder).numpy(), name_CD, logit_scale=scale)
+    ours_BC = torch.from_numpy(scored_BC)
     pixels_BCHW = torch.stack([encoder.preprocess(image) for image in images()])
     tokens_CT = open_clip.get_tokenizer(encoder.ref.model_spec)(CLASSES)
     theirs_BC = reference(input_ids=tokens_CT, pixel_values=pixels_BCHW).logits_per_image
@@ -143,8 +146,6 @@ def compare_scores(encoder: openclip.Encoder, reference: CLIPModel) -> None:
 def make_tiny(folder: Path, model_cfg: dict[str, Any]) -> Path:
     """Write a tiny CLIP of another configuration."""
     import json
-
-    from tests.models import make_tiny_clip, spread
 
     make_tiny_clip(folder)
     config = tiny_config() | {"model_cfg": model_cfg}
@@ -236,3 +237,24 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[f"{layer}.{INSIDE[module]}.{kind}"] = tensor
     return found
+
+
+@torch.inference_mode()
+def test_averaged_templates_equal_open_clips_own_classifier(tmp_path: Path) -> None:
+    """Unit vectors of all templates, averaged and made unit again: the same numbers."""
+    encoder = openclip.load(openclip.Settings(model=str(make_tiny_clip(tmp_path)), device="cpu"))
+    label_set = labels.LabelSet(
+        names=("cat", "dog", "house"), templates=("a photo of a {}.", "a drawing of the {}.", "{}")
+    )
+    model = open_clip.create_model(encoder.ref.model_spec).eval()
+    theirs_DC = open_clip.build_zero_shot_classifier(
+        model,
+        open_clip.get_tokenizer(encoder.ref.model_spec),
+        classnames=label_set.names,
+        templates=[lambda name, t=template: t.format(name) for template in label_set.templates],
+        num_classes_per_batch=None,
+    )
+    flat = encoder.encode_texts([text for texts in label_set.texts() for text in texts]).numpy()
+    ours_CD = torch.from_numpy(labels.averaged(flat.reshape(3, 3, -1)))
+    torch.testing.assert_close(ours_CD, theirs_DC.T, atol=TOLERANCE, rtol=0)
+    assert ours_CD.std(dim=0).max() > 100 * TOLERANCE
