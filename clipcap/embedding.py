@@ -157,8 +157,10 @@ def _tell_speed(encoder: Encoder, shard: Shard, done: int, of: int, seconds: flo
     if encoder.model_id in _TOLD or not done:
         return
     _TOLD.add(encoder.model_id)
+    import torch  # noqa: PLC0415 - as in `_forward`
+
     on_cpu = encoder.device.type == "cpu"
-    place = f"{os.cpu_count()} CPU threads, no GPU" if on_cpu else str(encoder.device)
+    place = f"{torch.get_num_threads()} CPU threads" if on_cpu else str(encoder.device)
     rate = done / max(seconds, 1e-9)
     rest = f", about {(of - done) / rate:.0f} s for the other {of - done}" if of > done else ""
     log.info(

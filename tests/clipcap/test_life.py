@@ -37,10 +37,10 @@ def picture(colour: int) -> bytes:
     return stream.getvalue()
 
 
-def night(source: str, out: str, dt: str = "2026-11-20", limit: int | None = None) -> Plan:
-    """Run the shard stage once, as the nightly flow does."""
+def night(source: str, out: str, dt: str = "2026-11-20", **changed: object) -> Plan:
+    """Run the shard stage once, as the nightly flow does; `changed` are settings of the stage."""
     run = Run(secrets.token_hex(4), out, dt)
-    chosen = SETTINGS.model_copy(update={"limit": limit})
+    chosen = SETTINGS.model_copy(update=changed)
     plan = stage.plan(source, run=run, settings=chosen)
     for planned in plan.planned:
         stage.shard(planned.shard, run=run, settings=chosen)
@@ -292,22 +292,11 @@ def test_a_tar_that_has_not_changed_is_not_read_again(place: tuple[str, str]) ->
     files = [(name[:3], "png", picture(n + 1)) for n, name in enumerate(NAMES)]
     storage.write(f"{source}/a.tar", shards.pack(files[:4])[0])
     storage.write(f"{source}/b.tar", shards.pack(files[4:])[0])
-    chosen = SETTINGS.model_copy(update={"kind": "tars"})
-
-    def plan_of(dt: str) -> Plan:
-        run = Run(secrets.token_hex(4), out, dt)
-        plan = stage.plan(source, run=run, settings=chosen)
-        for planned in plan.planned:
-            stage.shard(planned.shard, run=run, settings=chosen)
-        for shard in plan.retired:
-            stage.retire(shard, run=run)
-        return plan
-
-    assert plan_of("2026-11-20").new == len(NAMES)
+    assert night(source, out, "2026-11-20", kind="tars").new == len(NAMES)
     with patch("clipcap.sources.tars.members", side_effect=AssertionError("walked a tar")):
-        assert plan_of("2026-11-21").unchanged == len(NAMES)
+        assert night(source, out, "2026-11-21", kind="tars").unchanged == len(NAMES)
     storage.write(f"{source}/b.tar", shards.pack(files[4:7])[0])
-    plan = plan_of("2026-11-22")
+    plan = night(source, out, "2026-11-22", kind="tars")
     assert (plan.changed, plan.deleted, plan.unchanged) == (3, 1, 4)
     assert len(list(storage.list_objects(f"{out}/_listings"))) == 2
     assert len(live(out)) == 7
