@@ -87,7 +87,7 @@ def _night(
         _timed(
             "embed",
             shards,
-            lambda t: embed.embed(t, run=run, settings=encoder, speed=Speed(batch_size=BATCH)),
+            lambda t: embed.embed([t], run=run, settings=encoder, speed=Speed(batch_size=BATCH)),
         )
     )
     figures.append(

@@ -1,45 +1,95 @@
-"""A canonical URL in, calls of the fsspec filesystem behind it out: under a deadline, translated.
-
-Only `clipcap.storage` asks here. What a call raises becomes a `StorageError`.
-"""
+"""A URL of any other store in, calls of the fsspec filesystem behind it out: under a deadline."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any
 
 import fsspec
+import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem, sync
 
-from clipcap.errors import SettingsError
+from clipcap.errors import NotFoundError, SettingsError, StorageError
+from clipcap.objects import ObjectInfo, Part, batch_of
 from clipcap.refusals import Call, translated
-
-S3: Final = ("s3", "s3a")
-_WEB: Final = ("http", "https")
-_CONNECT_S: Final = 10
-_READ_S: Final = 60
-_S3_ENVIRONMENT: Final = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-)
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
-    """A filesystem, and the name that a URL has in it; no call takes longer than `deadline_s`."""
+class FsspecPlace:
+    """A filesystem, and the name that a URL has in it: a `clipcap.objects.Place`."""
 
     url: str
-    name: str
     filesystem: Any
     deadline_s: float
 
-    def call(self, kind: Call, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def read(self, offset: int, length: int | None) -> bytes:
+        """Return a range, or all from `offset`."""
+        end = None if length is None else offset + length
+        start = offset if offset or end is not None else None
+        data = bytes(self._call("get", "cat_file", start=start, end=end or None))
+        if length is not None and len(data) > length:
+            raise StorageError(f"Cannot get a range of {self.url}: it sends the whole of it.")
+        return data
+
+    def part(self, offset: int, length: int | None) -> Part:
+        """Return the same, of a version that is not told."""
+        return Part(self.read(offset, length), 0, "")
+
+    def stream(self, offset: int, length: int | None, chunk: int) -> Iterator[bytes]:
+        """Yield a range in chunks, each a request of its own."""
+        at, end = offset, None if length is None or offset < 0 else offset + length
+        if offset < 0:
+            yield self.read(offset, length)
+            return
+        while end is None or at < end:
+            data = self.read(at, chunk if end is None else min(chunk, end - at))
+            if data:
+                yield data
+            if len(data) < chunk:
+                return
+            at += chunk
+
+    def write(self, *parts: bytes) -> None:
+        """Write the object."""
+        self._call("put", "pipe_file", b"".join(parts))
+
+    def create(self, data: bytes) -> None:
+        """Write the object where there is none."""
+        self._call("put", "pipe_file", data, mode="create")
+
+    def delete(self) -> None:
+        """Remove the object."""
+        self._call("delete", "rm_file")
+
+    def info(self) -> ObjectInfo | None:
+        """Return what the filesystem knows of the object; a folder is none."""
+        found = self._call("get", "info")
+        return None if found["type"] == "directory" else _described(self.url, found)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield what lies below, all at once."""
+        protocol = self.url.partition("://")[0]
+        try:
+            found = self._call("list", "find", detail=True)
+        except NotFoundError:
+            found = {}
+        yield batch_of(
+            _described(f"{protocol}://{key.lstrip('/')}", one)
+            for key, one in found.items()
+            if one["type"] != "directory" and "/." not in key.removeprefix(self._name)
+        )
+
+    def require(self) -> None:
+        """Do nothing: most of these stores have no buckets that could be missing."""
+
+    @property
+    def _name(self) -> str:
+        protocol, _, rest = self.url.partition("://")
+        return {"memory": f"/{rest}", "http": self.url, "https": self.url}.get(protocol, rest)
+
+    def _call(self, kind: Call, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Run a method of fsspec, such as `cat_file`, on the name.
 
         Raises:
@@ -48,50 +98,32 @@ class Store:
         fs = self.filesystem
         with translated(kind, self.url):
             if not isinstance(fs, AsyncFileSystem):
-                return getattr(fs, method)(self.name, *args, **kwargs)
+                return getattr(fs, method)(self._name, *args, **kwargs)
             function = getattr(fs, f"_{method}")
-            return sync(fs.loop, function, self.name, *args, timeout=self.deadline_s, **kwargs)
-
-    def visible_buckets(self) -> list[str]:
-        """Return the buckets that these credentials may see; none where they may not even ask."""
-        fs = self.filesystem
-        try:
-            found = sync(fs.loop, fs._lsbuckets, timeout=self.deadline_s)
-        except (OSError, ValueError):
-            return []
-        return sorted(bucket["name"] for bucket in found)
+            return sync(fs.loop, function, self._name, *args, timeout=self.deadline_s, **kwargs)
 
 
-def open_store(url: str, *, deadline_s: float) -> Store:
-    """Return the filesystem that a canonical URL stands for, without asking it anything.
+def open_place(url: str, deadline_s: float) -> FsspecPlace:
+    """Return the place that a URL stands for, without asking its store anything.
 
     Raises:
-        SettingsError: there is none for such URLs.
+        SettingsError: there is no filesystem for such URLs.
     """
-    protocol, _, rest = url.partition("://")
-    if protocol in S3:
-        environment = tuple(os.environ.get(name) for name in _S3_ENVIRONMENT)
-        return Store(url, rest, _s3(environment), deadline_s)
-    name = {"memory": f"/{rest}", **dict.fromkeys(_WEB, url)}.get(protocol, rest)
     try:
-        return Store(url, name, fsspec.filesystem(protocol), deadline_s)
+        return FsspecPlace(url, fsspec.filesystem(url.partition("://")[0]), deadline_s)
     except (ImportError, ValueError, TypeError) as error:
         raise SettingsError(f"The URL {url} cannot be opened: {error}.") from error
 
 
-@lru_cache(maxsize=8)
-def _s3(environment: tuple[str | None, ...]) -> Any:  # noqa: ANN401 - fsspec is untyped
-    """Return one filesystem per environment, so that a changed key or endpoint is seen."""
-    import s3fs  # noqa: PLC0415 - 0.8 s that a local run need not wait for
-
-    return s3fs.S3FileSystem(
-        endpoint_url=environment[0] or environment[1],
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        default_fill_cache=False,
-        config_kwargs={
-            "connect_timeout": _CONNECT_S,
-            "read_timeout": _READ_S,
-            "retries": {"max_attempts": 3, "mode": "standard"},
-        },
-    )
+def _described(url: str, found: dict[str, Any]) -> ObjectInfo:
+    modified = found.get("LastModified") or found.get("last_modified") or found.get("created")
+    if isinstance(modified, int | float):
+        modified = datetime.fromtimestamp(modified, UTC)
+    if isinstance(modified, str):
+        modified = datetime.fromisoformat(modified)
+    modified_at = modified.astimezone(UTC) if isinstance(modified, datetime) else None
+    size = int(found.get("size") or 0)
+    etag = str(found.get("ETag") or found.get("etag") or "").strip('"')
+    if not etag:
+        etag = f"{size}-{modified_at.timestamp() if modified_at else found.get('mtime', 0)}"
+    return ObjectInfo(url, size, etag, modified_at)

@@ -20,7 +20,7 @@ from typing import Final
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from clipcap import storage
+from clipcap import kept, storage
 from clipcap.errors import HubError, NotFoundError, SettingsError
 from clipcap.settings import digest
 
@@ -108,7 +108,7 @@ def fetched(url: str) -> Path:
     if not objects:
         raise NotFoundError(f"There is no object below {root}; a model folder was expected there.")
     state = digest([[found.url, found.etag, found.size_bytes] for found in objects])
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipcap" / "folders"
+    base = kept.folder() / "folders"
     # The readable part becomes part of the model's id.
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", root.rpartition("/")[2]).strip(".") or "model"
     wanted = base / state[:16] / readable

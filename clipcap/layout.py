@@ -170,3 +170,8 @@ def listings(out: str, source: str) -> str:
 def listing(out: str, source: str, *, container: str, etag: str) -> str:
     """Return the URL of what one version of a container, such as a tar, holds."""
     return f"{listings(out, source)}/{digest([container, etag])[:32]}.parquet"
+
+
+def index(out: str) -> str:
+    """Return the URL of the folder of what manifests hold, in short; derived, and never trusted."""
+    return f"{out}/_index"

@@ -1,7 +1,6 @@
 """A path and bytes in, a whole file out, on the disk for sure; a folder in, its files out.
 
-Readers see all of a file or nothing. Only `clipcap.storage` asks here, for URLs of this machine;
-what is raised are plain `OSError`s.
+Readers see all of a file or nothing. Only `clipcap.storage` asks here, for URLs of this machine.
 """
 
 from __future__ import annotations
@@ -11,12 +10,102 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from clipcap.errors import NotFoundError
+from clipcap.objects import ObjectInfo, Part, batch_of
+from clipcap.refusals import translated
+from clipcap.urls import of_path
+
+_BATCH: Final = 10_000
 
 
-def replace(path: Path, data: bytes) -> None:
+@dataclass(frozen=True, slots=True)
+class LocalPlace:
+    """A path of this machine: a `clipcap.objects.Place`."""
+
+    url: str
+    path: Path
+
+    def read(self, offset: int, length: int | None) -> bytes:
+        """Return a range, or all from `offset`."""
+        return self.part(offset, length).data
+
+    def part(self, offset: int, length: int | None) -> Part:
+        """Return the same with size and version of the file that was open."""
+        with translated("get", self.url), open(self.path, "rb") as stream:
+            if offset < 0:
+                stream.seek(max(offset, -self.path.stat().st_size), os.SEEK_END)
+            else:
+                stream.seek(offset)
+            most = max(os.fstat(stream.fileno()).st_size - stream.tell(), 0)
+            data = stream.read(-1 if length is None else min(length, most))
+            status = os.fstat(stream.fileno())
+        return Part(data, status.st_size, _version(status))
+
+    def stream(self, offset: int, length: int | None, chunk: int) -> Iterator[bytes]:
+        """Yield a range in chunks, all of the file as it was when it was opened."""
+        with translated("get", self.url), open(self.path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            start = max(size + offset, 0) if offset < 0 else offset
+            end = size if length is None else min(start + length, size)
+            stream.seek(start)
+            while start < end and (data := stream.read(min(chunk, end - start))):
+                yield data
+                start += len(data)
+
+    def write(self, *parts: bytes) -> None:
+        """Write the file in the place of the one that may be there."""
+        with translated("put", self.url):
+            replace(self.path, *parts)
+
+    def create(self, data: bytes) -> None:
+        """Write the file where there is none."""
+        with translated("put", self.url):
+            create(self.path, data)
+
+    def delete(self) -> None:
+        """Remove the file."""
+        with translated("delete", self.url):
+            self.path.unlink()
+
+    def info(self) -> ObjectInfo | None:
+        """Return size and time of the file; a folder is none."""
+        with translated("get", self.url):
+            return _described(self.path) if self.path.is_file() else None
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the files below a folder, or the one file."""
+        with translated("list", str(self.path)):
+            found = walk(self.path)
+            while files := list(islice(found, _BATCH)):
+                yield batch_of(map(_described, files))
+
+    def require(self) -> None:
+        """Raise `NotFoundError` where there is neither folder nor file."""
+        if not self.path.exists():
+            raise NotFoundError(f"The folder {self.path} does not exist.")
+
+
+def _described(path: str | Path) -> ObjectInfo:
+    status = os.stat(path)
+    modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
+    return ObjectInfo(of_path(os.path.abspath(path)), status.st_size, _version(status), modified_at)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def replace(path: Path, *parts: bytes) -> None:
     """Write a file in the place of the one that may be there."""
-    _temporary(path, data).replace(path)
+    _temporary(path, *parts).replace(path)
     _sync_folder(path.parent)
 
 
@@ -64,8 +153,8 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _temporary(path: Path, data: bytes) -> Path:
-    """Write `data` beside `path` under a hidden name."""
+def _temporary(path: Path, *parts: bytes) -> Path:
+    """Write what is given beside `path` under a hidden name."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -73,7 +162,7 @@ def _temporary(path: Path, data: bytes) -> Path:
     temporary = path.parent / f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         with temporary.open("wb") as stream:
-            stream.write(data)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
     except OSError:

@@ -1,4 +1,4 @@
-"""An output in, what is known of its images out; a shard's manifest and rejects, written whole.
+"""A shard's images and rejects in, its manifest and its rejects out, each written whole.
 
 A shard counts when its manifest object is there, even with no rows. Its rejects count only beside
 it.
@@ -21,70 +21,55 @@ from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
 from clipcap.settings import digest
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised by hand when the meaning of a manifest changes."""
-_KNOWN_SCHEMA: Final = pa.schema(
+KNOWN: Final = pa.schema(
     [
         ("source_uri", pa.string()),
         ("etag", pa.string()),
-        ("image_id", pa.string()),
-        ("dt", pa.string()),
-        ("shard", pa.string()),
         ("retryable", pa.bool_()),
         ("attempts", pa.int32()),
+        ("limits", pa.string()),
         ("first_seen_at", tables.TIME),
     ]
 )
+"""What is known of an image that is live or was rejected; `limits` are those that it broke."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What an output holds: a row per live image and per reject, each with its shard and version.
+class SourceTar:
+    """The tar of the source that the images of a shard were left in, and its version."""
 
-    `elsewhere` has the live images and the rejects of other sources than the one asked for.
-    """
+    url: str
+    etag: str
 
-    live: pa.Table
-    rejects: pa.Table
-    elsewhere: pa.Table
-    shards: frozenset[Shard]
+    @property
+    def footer(self) -> dict[str, str]:
+        """What the footer of the manifest says of it."""
+        return {"tar": self.url, "tar_etag": self.etag}
+
+
+def source_tar(metadata: Mapping[str, str]) -> SourceTar | None:
+    """Return the tar of the source that the footer of a manifest names; None: the shard has one."""
+    url = metadata.get("tar")
+    return SourceTar(url, metadata.get("tar_etag", "")) if url else None
 
 
 def shards(out: str) -> list[Shard]:
     """Return every shard that counts, oldest first."""
-    return sorted(layout.shard_of(found.url) for found in _objects(out, "manifest"))
+    return sorted(layout.shard_of(found.url) for found in objects(out, "manifest"))
 
 
 def orphan_rejects(out: str) -> list[Shard]:
     """Return shards that have rejects but no manifest: a run was killed between the two."""
-    found = {layout.shard_of(found.url) for found in _objects(out, "rejects")}
+    found = {layout.shard_of(found.url) for found in objects(out, "rejects")}
     return sorted(found - set(shards(out)))  # in this order: a shard may be written meanwhile
 
 
-def _objects(out: str, name: layout.Table) -> list[storage.ObjectInfo]:
+def objects(out: str, name: layout.Table) -> list[storage.ObjectInfo]:
+    """Return the objects of a table, sorted by URL."""
     found = storage.listed(layout.table(out, name))
     return [info for info in found if info.url.endswith(".parquet")]
-
-
-def known(out: str, source: str, *, limits: str) -> Known:
-    """Return what is known of the images of one source (its canonical URL).
-
-    Rejects under other `limits` (the fingerprint of the image settings) are worth another try.
-    """
-    counted = shards(out)
-    with_rejects = {layout.shard_of(found.url) for found in _objects(out, "rejects")}
-    live: list[pa.Table] = []
-    rejects: list[pa.Table] = []
-    elsewhere: list[pa.Table] = []
-    for shard in counted:
-        url = layout.manifest(out, shard)
-        table = tables.read(url)
-        ours = _source(table) == source
-        (live if ours else elsewhere).append(_known_live(table, shard))
-        if shard in with_rejects:
-            left_out = _known_rejects(tables.read(layout.rejects(out, shard)), shard, limits)
-            (rejects if ours else elsewhere).append(left_out)
-    return Known(_joined(live), _joined(rejects), _joined(elsewhere), frozenset(counted))
 
 
 def _source(table: pa.Table) -> str:
@@ -92,44 +77,48 @@ def _source(table: pa.Table) -> str:
     return str((table.schema.metadata or {}).get(b"source", b"").decode())
 
 
-def _joined(parts: list[pa.Table]) -> pa.Table:
-    return pa.concat_tables([_KNOWN_SCHEMA.empty_table(), *parts])
+def known(url: str) -> tuple[pa.Table, str]:
+    """Return what a manifest knows of its images, in columns of `KNOWN`, and their source."""
+    table = tables.read(url, ["source_uri", "source_etag", "first_seen_at"])
+    columns = {
+        "source_uri": table["source_uri"],
+        "etag": table["source_etag"],
+        "first_seen_at": table["first_seen_at"],
+    }
+    none = {field.name: pa.nulls(table.num_rows, field.type) for field in KNOWN}
+    return pa.table({**none, **columns}, schema=KNOWN), _source(table)
 
 
-def _known_live(table: pa.Table, shard: Shard) -> pa.Table:
-    rows = table.num_rows
-    columns = [
-        table["source_uri"],
-        table["source_etag"],
-        table["image_id"],
-        pa.repeat(shard.dt, rows),
-        pa.repeat(shard.name, rows),
-        pa.repeat(False, rows),  # noqa: FBT003 - a column of falses
-        pa.repeat(pa.scalar(0, pa.int32()), rows),
-        table["first_seen_at"],
-    ]
-    return pa.table(columns, schema=_KNOWN_SCHEMA)
-
-
-def _known_rejects(table: pa.Table, shard: Shard, limits: str) -> pa.Table:
-    columns = ["source_uri", "extra_json", "image_id", "retryable", "attempts", "rejected_at"]
+def known_rejects(url: str) -> pa.Table:
+    """Return what a shard's rejects know, in columns of `KNOWN`."""
+    columns = ["source_uri", "extra_json", "retryable", "attempts", "rejected_at"]
     rows = [
         {
             "source_uri": row["source_uri"],
             "etag": extra.get("source_etag", ""),
-            "image_id": row["image_id"],
-            "dt": shard.dt,
-            "shard": shard.name,
-            "retryable": row["retryable"] or extra.get("limits", limits) != limits,
+            "retryable": row["retryable"],
             "attempts": row["attempts"],
+            "limits": extra.get("limits"),
             "first_seen_at": datetime.fromisoformat(extra["first_seen_at"])
             if "first_seen_at" in extra
             else row["rejected_at"],
         }
-        for row in table.select(columns).to_pylist()
+        for row in tables.read(url, columns).to_pylist()
         for extra in [json.loads(row["extra_json"] or "{}")]
     ]
-    return tables.from_rows(rows, _KNOWN_SCHEMA)
+    return tables.from_rows(rows, KNOWN)
+
+
+def tar_url(out: str, shard: Shard, metadata: Mapping[str, str]) -> str:
+    """Return where the tar of a shard lies: a source's own where its manifest's footer says so.
+
+    Args:
+        out: URL of the output.
+        shard: The shard.
+        metadata: Footer of its manifest (`Commit.metadata`).
+    """
+    found = source_tar(metadata)
+    return found.url if found else layout.tar(out, shard)
 
 
 def members(table: pa.Table) -> str:
@@ -138,8 +127,13 @@ def members(table: pa.Table) -> str:
     return digest([table[name].to_pylist() for name in columns])
 
 
-def publish(table: pa.Table, shard: Shard, *, run: Run, source: str) -> Commit:
-    """Write the manifest of a shard; from now on the shard counts."""
+def publish(
+    table: pa.Table, shard: Shard, *, run: Run, source: str, tar: SourceTar | None = None
+) -> Commit:
+    """Write the manifest of a shard; from now on the shard counts.
+
+    `tar`: where its images lie, if they were left in the source.
+    """
     listed = members(table)
     recipe = digest(["manifest", VERSION, layout.CONTRACT])
     return commits.publish(
@@ -147,7 +141,7 @@ def publish(table: pa.Table, shard: Shard, *, run: Run, source: str) -> Commit:
         table,
         fingerprint=Fingerprint(recipe, listed),
         run_id=run.run_id,
-        metadata={"members": listed, "source": source},
+        metadata={"members": listed, "source": source, **(tar.footer if tar else {})},
     )
 
 
@@ -180,7 +174,8 @@ def read_rejects(out: str, shard: Shard) -> pa.Table:
 def retire(shard: Shard, *, run: Run, live: Collection[str], rejects: Collection[str]) -> int:
     """Take images (by `image_id`) out of a shard's tables; return how many live rows stay.
 
-    A shard that holds nothing any more is removed: its rejects, then its manifest, then its tar.
+    A shard that holds nothing any more is removed: its rejects, then its manifest, then its tar. A
+    tar of the source is never touched.
     """
     try:
         table = tables.read(layout.manifest(run.out, shard))
@@ -195,7 +190,8 @@ def retire(shard: Shard, *, run: Run, live: Collection[str], rejects: Collection
     if kept.num_rows == 0 and not staying:
         remove(run.out, shard)
     elif kept.num_rows != table.num_rows:
-        publish(kept, shard, run=run, source=_source(table))
+        tar = source_tar(tables.metadata(table))
+        publish(kept, shard, run=run, source=_source(table), tar=tar)
     return int(kept.num_rows)
 
 

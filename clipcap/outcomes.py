@@ -23,7 +23,8 @@ class Outcome:
     """One stage over one shard.
 
     `computed` counts rows made by this run; the other `rows` were there or were reused by content.
-    `model_s` is the time inside the model, of `duration_s` in all; both in seconds.
+    Of `duration_s` in all, `model_s` went by inside the model, and for `read_s` and `decode_s` the
+    model waited until images were read, and decoded; in seconds.
     """
 
     stage: StageName
@@ -37,6 +38,8 @@ class Outcome:
     computed: int = 0
     rejected: int = 0
     model_s: float = 0.0
+    read_s: float = 0.0
+    decode_s: float = 0.0
     bytes_read: int = 0
     bytes_written: int = 0
     of: str = ""

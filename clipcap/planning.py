@@ -1,4 +1,4 @@
-"""What a source lists and an output knows in; samples packed into shards, images to retire, out.
+"""A comparison in; the night's samples packed into shards, each with its name, out, one by one.
 
 Every listed sample ends in one place: unchanged, in a planned shard, or (later) in that shard's
 rejects.
@@ -6,30 +6,20 @@ rejects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-import duckdb
 import pyarrow as pa
 from pydantic import Field
 
+from clipcap.comparison import Comparison
 from clipcap.errors import SettingsError
 from clipcap.layout import Run, Shard
-from clipcap.manifest import Known
 from clipcap.sample import Sample
 from clipcap.settings import Settings, digest
-
-_LISTED: Final = pa.schema(
-    [
-        ("n", pa.int64()),
-        ("source_uri", pa.string()),
-        ("etag", pa.string()),
-        ("size_bytes", pa.int64()),
-    ]
-)
-
 
 _UNKNOWN_BYTES: Final = 2**19  # taken for an image whose size only its download will tell
 
@@ -40,7 +30,10 @@ class PackSettings(Settings):
     max_images: int = Field(default=2_000, gt=0)
     """Most images in one shard."""
     max_bytes: int = Field(default=256 * 2**20, gt=0)
-    """Most bytes of images in one shard; bounds the memory of the shard stage."""
+    """Most bytes of images in one shard that is copied; bounds the memory of the shard stage."""
+    in_place: bool | None = None
+    """Leave the images of tars in the source, one shard for each tar, however many it holds; a
+    manifest says where they lie. Empty: yes for tars. Other sources are always copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,106 +46,6 @@ class Todo:
     changed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A listing against what is known.
-
-    `today` holds every sample that is to do or lies in a shard of this run's date, in the order of
-    the listing: packing them as a whole gives the same shards, whether or not an earlier attempt of
-    the night wrote some of them.
-    """
-
-    today: tuple[Todo | Sample, ...]
-    retired: Mapping[Shard, Mapping[str, list[str]]]
-    listed: int
-    deleted: int
-
-    @property
-    def todo(self) -> list[Todo]:
-        """The samples that have to be read."""
-        return [item for item in self.today if isinstance(item, Todo)]
-
-
-# A listed sample is kept where a live row, or a reject not worth another try, has its version.
-_COMPARE: Final = """
-CREATE TEMP TABLE keep AS
-SELECT n, k.* FROM listed JOIN (
-    SELECT *, 0 AS kind FROM live UNION ALL SELECT *, 1 FROM rejects WHERE NOT retryable
-) k USING (source_uri, etag)
-QUALIFY row_number() OVER (PARTITION BY source_uri ORDER BY kind, k.dt, k.shard) = 1;
-CREATE TEMP TABLE known AS
-SELECT source_uri, min(first_seen_at) AS first_seen_at FROM (FROM live UNION ALL FROM rejects)
-GROUP BY source_uri;
-"""
-_TODAY: Final = """
-SELECT l.n, keep.n IS NULL AS todo, k.first_seen_at, k.source_uri IS NOT NULL AS known,
-       (SELECT max(attempts) FROM rejects r
-        WHERE r.source_uri = l.source_uri AND r.etag = l.etag) AS tried
-FROM listed l LEFT JOIN keep ON keep.n = l.n LEFT JOIN known k ON k.source_uri = l.source_uri
-WHERE keep.n IS NULL OR keep.dt = ? ORDER BY l.n"""
-_RETIRED: Final = """
-SELECT dt, shard, 'live' AS kind, image_id FROM live
-WHERE NOT EXISTS (SELECT 1 FROM keep WHERE keep.kind = 0 AND keep.image_id = live.image_id
-                  AND keep.dt = live.dt AND keep.shard = live.shard)
-UNION ALL
-SELECT dt, shard, 'rejects', image_id FROM rejects
-WHERE NOT EXISTS (SELECT 1 FROM keep WHERE keep.kind = 1 AND keep.image_id = rejects.image_id
-                  AND keep.dt = rejects.dt AND keep.shard = rejects.shard)
-ORDER BY ALL"""
-
-
-def compare(samples: Sequence[Sample], known: Known, *, run: Run) -> Comparison:
-    """Compare a listing, sorted by URI, with what an output holds of the same source.
-
-    Raises:
-        SettingsError: nothing is listed, or images are in the output from another source.
-    """
-    if not samples:
-        raise SettingsError(
-            "The source has no files: the folder, bucket or table is empty, or nothing matches the "
-            "glob. Nothing was changed."
-        )
-    columns = [
-        list(range(len(samples))),
-        [sample.source_uri for sample in samples],
-        [sample.etag for sample in samples],
-        [sample.size_bytes for sample in samples],
-    ]
-    with duckdb.connect() as database:
-        database.register("listed", pa.table(columns, schema=_LISTED))
-        database.register("live", known.live)
-        database.register("rejects", known.rejects)
-        database.register("elsewhere", known.elsewhere)
-        _require_one_source(database)
-        database.execute(_COMPARE)
-        rows = database.execute(_TODAY, [run.dt]).fetchall()
-        retired: dict[Shard, dict[str, list[str]]] = {}
-        for dt, shard, kind, image_id in database.execute(_RETIRED).fetchall():
-            lists = retired.setdefault(Shard(dt, shard), {"live": [], "rejects": []})
-            lists[kind].append(image_id)
-        deleted = database.execute(
-            "SELECT count(*) FROM known ANTI JOIN listed USING (source_uri)"
-        ).fetchone()
-    today = tuple(
-        Todo(samples[n], first_seen_at, tried or 0, changed=is_known and tried is None)
-        if todo
-        else samples[n]
-        for n, todo, first_seen_at, is_known, tried in rows
-    )
-    return Comparison(today, retired, len(samples), deleted[0] if deleted else 0)
-
-
-def _require_one_source(database: duckdb.DuckDBPyConnection) -> None:
-    found = database.execute(
-        "SELECT source_uri, shard FROM listed JOIN elsewhere USING (source_uri) LIMIT 1"
-    ).fetchone()
-    if found:
-        raise SettingsError(
-            f"{found[0]} is in this output already, from another source (shard {found[1]}). "
-            "Use the same source address as before, or another output."
-        )
-
-
 def shards_to_write(
     compared: Comparison,
     *,
@@ -160,39 +53,53 @@ def shards_to_write(
     pack: PackSettings,
     taken: frozenset[Shard],
     limit: int | None = None,
-) -> dict[Shard, list[Todo]]:
-    """Pack the night's samples into shards; each gets a name made from what it shall hold."""
+) -> Iterator[tuple[Shard, pa.Table]]:
+    """Yield the shards of the night, each named by what it shall hold, with its rows.
+
+    They are those of `Comparison.rows`. Groups that are wholly to do come first; what is to do of
+    the others, which an earlier attempt of the night wrote in part, is packed together.
+    """
     if limit is not None:
-        fresh_first = sorted(compared.todo, key=lambda item: item.attempts > 0)
-        groups = _grouped(fresh_first[:limit], pack)
-    else:
-        packed = _grouped(compared.today, pack)
-        whole = [group for group in packed if all(isinstance(item, Todo) for item in group)]
-        broken = [group for group in packed if not all(isinstance(item, Todo) for item in group)]
-        rest = [item for group in broken for item in group if isinstance(item, Todo)]
-        groups = [*whole, *_grouped(rest, pack)]
-    written: dict[Shard, list[Todo]] = {}
-    for group in groups:
-        samples = [item for item in group if isinstance(item, Todo)]
-        written[_named(samples, run, taken)] = samples
-    return written
+        some = compared.some(limit, by_container=bool(pack.in_place))
+        for group in _grouped(some, pack):
+            yield _named(group, run, taken), group
+        return
+    rest = array("q")
+    for group in _grouped(compared.today(by_container=bool(pack.in_place)), pack):
+        todo = group.filter(group["todo"])
+        if todo.num_rows == group.num_rows:
+            yield _named(group, run, taken), group
+        else:
+            rest.extend(todo["n"].to_pylist())
+    if rest:
+        for group in _grouped(compared.rows(rest, by_container=bool(pack.in_place)), pack):
+            yield _named(group, run, taken), group
 
 
-def _grouped(items: Sequence[Todo | Sample], pack: PackSettings) -> list[list[Todo | Sample]]:
-    groups: list[list[Todo | Sample]] = []
-    size = 0
-    for item in items:
-        more = (item.sample if isinstance(item, Todo) else item).size_bytes or _UNKNOWN_BYTES
-        if not groups or len(groups[-1]) == pack.max_images or size + more > pack.max_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(item)
-        size += more
-    return groups
+def _grouped(batches: Iterable[pa.RecordBatch], pack: PackSettings) -> Iterator[pa.Table]:
+    """Yield rows that go together, in their order; at most one group is held."""
+    held: list[pa.RecordBatch] = []
+    images = size = 0
+    last = ""
+    for batch in batches:
+        start = 0
+        sizes = batch["size_bytes"].to_pylist()
+        urls = batch["url"].to_pylist() if pack.in_place else [""] * len(sizes)
+        for at, (found, url) in enumerate(zip(sizes, urls, strict=True)):
+            more = found or _UNKNOWN_BYTES
+            is_full = images == pack.max_images or size + more > pack.max_bytes
+            if images and (url != last if pack.in_place else is_full):
+                yield pa.Table.from_batches([*held, batch.slice(start, at - start)])
+                held, start, images, size = [], at, 0, 0
+            images, size, last = images + 1, size + more, url
+        held.append(batch.slice(start))
+    if images:
+        yield pa.Table.from_batches(held)
 
 
-def _named(samples: list[Todo], run: Run, taken: frozenset[Shard]) -> Shard:
-    content = [[item.sample.source_uri, item.sample.etag, item.attempts] for item in samples]
+def _named(group: pa.Table, run: Run, taken: frozenset[Shard]) -> Shard:
+    columns = (group[name].to_pylist() for name in ("source_uri", "etag", "attempts"))
+    content = [list(row) for row in zip(*columns, strict=True)]
     for salt in range(len(taken) + 1):
         shard = Shard(run.dt, digest([content, salt] if salt else content)[:16])
         if shard not in taken:

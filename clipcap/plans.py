@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from clipcap import keys, layout, storage, tables
+from clipcap import ahead, keys, layout, samples, storage, tables
+from clipcap.comparison import Comparison
 from clipcap.layout import Run, Shard
-from clipcap.planning import Comparison, Todo
-from clipcap.sample import Bytes, Sample, Sidecar
+from clipcap.planning import Todo
 
-_RANGE: Final = [("url", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]
+T = TypeVar("T")
+R = TypeVar("R")
+Packed = Iterable[tuple[Shard, pa.Table]]
+"""Shards to be written, as they are packed: the rows of `Comparison.rows` that each shall hold."""
+
+_SAMPLE: Final = samples.SCHEMA.remove(samples.SCHEMA.get_field_index("archived"))
 _SCHEMA: Final = pa.schema(
     [
         ("image_id", pa.string()),
         ("key", pa.string()),
-        ("source_uri", pa.string()),
-        ("etag", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("modified_at", tables.TIME),
-        *_RANGE,
-        ("captions", tables.STRINGS),
-        ("sidecars", pa.list_(pa.field("element", pa.struct([("suffix", pa.string()), *_RANGE])))),
+        *_SAMPLE,
         ("first_seen_at", tables.TIME),
         ("attempts", pa.int32()),
         ("changed", pa.bool_()),
@@ -40,6 +40,17 @@ class Planned:
     shard: Shard
     images: int
     size_bytes: int
+    changed: int = 0
+    retried: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The samples of a planned shard, the source they come from, and whether they stay in it."""
+
+    todo: list[Todo]
+    source: str
+    in_place: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,124 +65,83 @@ class Plan:
     changed: int
     deleted: int
     unchanged: int
+    in_place: bool = False
+    """Whether the images stay in the tars of the source."""
 
 
 def write(
-    compared: Comparison, shards: Mapping[Shard, list[Todo]], *, run: Run, source: str
+    compared: Comparison, packed: Packed, *, run: Run, source: str, in_place: bool = False
 ) -> Plan:
-    """Write what each task needs to know, and return the plan in numbers and names."""
-    plan = summary(compared, shards, source=source)
-    for shard, todo in shards.items():
-        write_samples(layout.plan(run, shard), todo, source=source)
-    for shard, lists in _retired(compared, shards).items():
+    """Write what each task needs to know, and return the plan in numbers and names.
+
+    `in_place`: the images of each shard lie in one tar of the source, and stay there.
+    """
+    signed = {"source": source, "in_place": str(int(in_place))}
+
+    def to_do(found: tuple[Shard, pa.Table]) -> Planned:
+        shard, rows = found
+        names = [keys.sample_key(uri) for uri in rows["source_uri"].to_pylist()]
+        table = rows.append_column("key", pa.array(names, pa.string()))
+        table = table.select(_SCHEMA.names).cast(_SCHEMA)
+        storage.write(layout.plan(run, shard), tables.to_bytes(table, signed))
+        return _planned(found)
+
+    def to_leave(found: tuple[Shard, Mapping[str, list[str]]]) -> Shard:
+        shard, lists = found
         storage.write(layout.retirement(run, shard), json.dumps(lists).encode())
-    return plan
+        return shard
+
+    planned = tuple(ahead.mapped(to_do, packed, threads=storage.IN_FLIGHT))
+    left = tuple(ahead.mapped(to_leave, compared.retired(), threads=storage.IN_FLIGHT))
+    plan = _plan(compared, planned, left, source)
+    return replace(plan, in_place=in_place)
 
 
-def summary(compared: Comparison, shards: Mapping[Shard, list[Todo]], *, source: str) -> Plan:
+def summary(compared: Comparison, packed: Packed, *, source: str, in_place: bool = False) -> Plan:
     """Return the plan in numbers and names, writing nothing."""
-    planned = tuple(
-        Planned(shard, len(todo), sum(item.sample.size_bytes for item in todo))
-        for shard, todo in shards.items()
-    )
+    planned = tuple(map(_planned, packed))
+    plan = _plan(compared, planned, tuple(shard for shard, _ in compared.retired()), source)
+    return replace(plan, in_place=in_place)
+
+
+def _planned(found: tuple[Shard, pa.Table]) -> Planned:
+    shard, rows = found
+    size, changed = pc.sum(rows["size_bytes"]).as_py(), pc.sum(rows["changed"]).as_py()
+    retried = pc.sum(pc.greater(rows["attempts"], 0)).as_py()
+    return Planned(shard, rows.num_rows, int(size or 0), int(changed or 0), int(retried or 0))
+
+
+def _plan(
+    compared: Comparison, planned: tuple[Planned, ...], retired: tuple[Shard, ...], source: str
+) -> Plan:
     taken = sum(part.images for part in planned)
-    changed = sum(item.changed for todo in shards.values() for item in todo)
-    todo = len(compared.todo)
+    changed = sum(part.changed for part in planned)
     return Plan(
         source=source,
         planned=planned,
-        retired=tuple(_retired(compared, shards)),
-        listed=compared.listed - (todo - taken),
+        retired=retired,
+        listed=compared.listed - (compared.todo - taken),
         new=taken - changed,
         changed=changed,
         deleted=compared.deleted,
-        unchanged=compared.listed - todo,
+        unchanged=compared.listed - compared.todo,
     )
 
 
-def _retired(
-    compared: Comparison, shards: Mapping[Shard, list[Todo]]
-) -> dict[Shard, dict[str, list[str]]]:
-    """Leave out what a limit puts off: a changed image keeps one old row until its turn comes.
-
-    One, the newest, and of a live row and a reject the live one: a killed run may have left more.
-    """
-    taken = {item.sample.source_uri for todo in shards.values() for item in todo}
-    waiting = {
-        keys.image_id(item.sample.source_uri)
-        for item in compared.todo
-        if item.sample.source_uri not in taken
-    }
-    leaving: dict[Shard, dict[str, list[str]]] = {shard: {} for shard in compared.retired}
-    for kind in ("live", "rejects"):
-        for shard in sorted(compared.retired, reverse=True):
-            ids = compared.retired[shard][kind]
-            leaving[shard][kind] = [i for i in ids if i not in waiting]
-            waiting.difference_update(ids)
-    return {shard: lists for shard, lists in leaving.items() if any(lists.values())}
-
-
-def write_samples(url: str, todo: Iterable[Todo], *, source: str) -> None:
-    """Write what is known of some samples before their bytes are read."""
-    table = tables.from_rows(map(_row, todo), _SCHEMA)
-    storage.write(url, tables.to_bytes(table, {"source": source}))
-
-
-def _row(item: Todo) -> dict[str, Any]:
-    sample = item.sample
-    return {
-        "image_id": keys.image_id(sample.source_uri),
-        "key": keys.sample_key(sample.source_uri),
-        "source_uri": sample.source_uri,
-        "etag": sample.etag,
-        "size_bytes": sample.size_bytes,
-        "modified_at": sample.modified_at,
-        **_range(sample.at),
-        "captions": list(sample.captions),
-        "sidecars": [
-            {"suffix": sidecar.suffix, **_range(sidecar.at)} for sidecar in sample.sidecars
-        ],
-        "first_seen_at": item.first_seen_at,
-        "attempts": item.attempts,
-        "changed": item.changed,
-    }
-
-
-def _range(at: Bytes) -> dict[str, Any]:
-    return {"url": at.url, "offset": at.offset, "length": at.length}
-
-
-def read(run: Run, shard: Shard) -> tuple[list[Todo], str]:
-    """Return the samples of a planned shard and the source they come from."""
-    return read_samples(layout.plan(run, shard))
-
-
-def read_samples(url: str) -> tuple[list[Todo], str]:
-    """Return the samples that `write_samples` wrote, and their source.
+def read(run: Run, shard: Shard) -> Work:
+    """Return what is to do for a planned shard.
 
     Raises:
-        NotFoundError: nothing was written there.
+        NotFoundError: no such plan was written.
     """
-    table = tables.read(url)
-    source = (table.schema.metadata or {})[b"source"].decode()
-    return [_todo(row) for row in table.to_pylist()], source
+    table = tables.read(layout.plan(run, shard))
+    signed = tables.metadata(table)
+    todo = [_todo(row) for row in table.to_pylist()]
+    return Work(todo, signed["source"], in_place=signed["in_place"] == "1")
 
 
 def _todo(row: Mapping[str, Any]) -> Todo:
-    sidecars = tuple(
-        Sidecar(found["suffix"], Bytes(found["url"], found["offset"], found["length"]))
-        for found in row["sidecars"]
-    )
-    sample = Sample(
-        source_uri=row["source_uri"],
-        etag=row["etag"],
-        size_bytes=row["size_bytes"],
-        at=Bytes(row["url"], row["offset"], row["length"]),
-        modified_at=row["modified_at"],
-        captions=tuple(row["captions"]),
-        sidecars=sidecars,
-    )
-    return Todo(sample, row["first_seen_at"], row["attempts"], row["changed"])
+    return Todo(samples.of_row(row), row["first_seen_at"], row["attempts"], row["changed"])
 
 
 def read_retirement(run: Run, shard: Shard) -> tuple[list[str], list[str]]:

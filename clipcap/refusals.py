@@ -10,60 +10,43 @@ from clipcap.errors import AccessDeniedError, NotFoundError, StorageError, Trans
 Call = Literal["list", "get", "put", "delete"]
 _LATER: Final = frozenset(
     (
-        "SlowDown",
-        "InternalError",
-        "ServiceUnavailable",
-        "RequestTimeout",
-        "500",
-        "502",
-        "503",
-        "504",
-        "408",
-        "429",
+        *("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"),
+        *("408", "425", "429", "500", "502", "503", "504"),
     )
 )
-_DENIED: Final = frozenset(
-    (
-        "AccessDenied",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "401",
-        "403",
-        "451",
-        "Forbidden",
-        "ExpiredToken",
-    )
-)
-_MISSING: Final = frozenset(
-    (
-        "NoSuchBucket",
-        "NoSuchKey",
-        "404",
-        "NotFound",
-        "InvalidBucketName",
-        "InvalidObjectName",
-        "KeyTooLongError",
-    )
-)
-_TAKEN: Final = frozenset(("PreconditionFailed", "ConditionalRequestConflict", "412"))
-
-_CONNECTION: Final = frozenset(
-    ("aiohttp.client_exceptions.ClientError", "botocore.exceptions.HTTPClientError")
-)
+_DENIED: Final = frozenset(("ExpiredToken", "InvalidAccessKeyId", "401", "403", "451"))
+_MISSING: Final = frozenset(("404", "410", "KeyTooLongError", "InvalidObjectName"))
+_TAKEN: Final = frozenset(("409", "412"))
 _NOT_A_PLACE: Final = frozenset((errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP))
+_LOOKED_IN: Final = {
+    "s3": "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), profile (AWS_PROFILE), instance "
+    "role. For a store other than AWS set AWS_ENDPOINT_URL too.",
+    "gs": "environment (GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT), the machine.",
+    "az": "environment (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY), the machine.",
+}
+NO_KEYS: Final = "no keys"
+NO_NAME: Final = "InvalidObjectName"
+NOT_PUBLIC: Final = "not public"
 
-_NO_ANSWER: Final = frozenset(
-    (
-        "FSTimeoutError",
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-        "ReadTimeoutError",
-        "ConnectionClosedError",
-        "IncompleteReadError",
-        "ClientConnectorError",
-        "ResponseStreamingError",
-    )
-)
+
+class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
+    """The HTTP status of an answer, and the store's own word for it (`NoSuchKey`) where it has one.
+
+    Nothing else of an answer is kept, since it may repeat keys; only `said` is shown to people.
+    """
+
+    def __init__(self, status: str, name: str = "", *, said: str = "") -> None:
+        super().__init__(name or status)
+        self.status, self.name, self.said = status, name, said
+
+    def is_one_of(self, codes: frozenset[str]) -> bool:
+        """Tell whether status or name stand in a list."""
+        return self.status in codes or self.name in codes
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may do well a little later."""
+        return self.is_one_of(_LATER)
 
 
 class translated:  # noqa: N801 - a verb: `with translated("get", url)`
@@ -81,71 +64,60 @@ class translated:  # noqa: N801 - a verb: `with translated("get", url)`
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is None or isinstance(error, StorageError | FileExistsError):
             return
-        if _code(error) in _TAKEN:  # s3fs makes EINVAL of it, or FileExistsError, by the store
+        if isinstance(error, Refusal) and self.kind == "put" and error.is_one_of(_TAKEN):
             raise FileExistsError(f"{self.url} is there already.") from error
         if (refusal := _translate(self.kind, self.url, error)) is not None:
             raise refusal from error
 
 
-def _translate(kind: str, url: str, error: BaseException) -> StorageError | None:
-    code = _code(error)
-    name = type(error).__name__
+def _translate(kind: Call, url: str, error: BaseException) -> StorageError | None:
     where = f"Cannot {kind} {url}"
-    if isinstance(error, PermissionError) or code in _DENIED:
-        return AccessDeniedError(f"{where}: access denied ({code or name}). {_keys_hint(url)}")
-    if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return AccessDeniedError(f"{where}: no credentials found. {_keys_hint(url)}")
+    if isinstance(error, Refusal):
+        return _of_store(url, where, error)
+    name = type(error).__name__
+    if isinstance(error, PermissionError):
+        return AccessDeniedError(f"{where}: access denied ({name}). {_keys_hint(url)}")
     if isinstance(error, NotADirectoryError):
         return NotFoundError(f"{where}: a part of its path is a file, not a folder.")
-    if isinstance(error, FileNotFoundError) or code in _MISSING:
-        return NotFoundError(f"{where}: it is not there ({code or name}).")
-    later = isinstance(error, TimeoutError | ConnectionError) or code in _LATER
-    if later or name in _NO_ANSWER:
-        return TransientStorageError(f"{where}: the store did not answer in time ({code or name}).")
-    found = _of_client(url, where, error)
-    return _of_system(kind, where, error) if not found and isinstance(error, OSError) else found
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{where}: it is not there ({name}).")
+    if isinstance(error, TimeoutError | ConnectionError):
+        return TransientStorageError(
+            f"{where}: the store did not answer in time ({str(error) or name})."
+        )
+    return _of_system(kind, where, error) if isinstance(error, OSError) else None
 
 
-def _of_system(kind: str, where: str, error: OSError) -> StorageError:
+def _of_store(url: str, where: str, error: Refusal) -> StorageError:
+    if error.status == NO_KEYS:
+        return AccessDeniedError(f"{where}: no credentials found. {error.said}{_keys_hint(url)}")
+    if error.status in _TAKEN:  # of a read: no longer the version that it began with
+        return TransientStorageError(f"{where}: it was replaced while it was read.")
+    if error.is_passing:
+        return TransientStorageError(f"{where}: the store did not answer in time ({error}).")
+    if error.status == NOT_PUBLIC:
+        return AccessDeniedError(
+            f"{where}: access denied: it leads to an address that is not of the public web. "
+            "`private_addresses` in the options of the source allows it."
+        )
+    if error.is_one_of(_DENIED):
+        return AccessDeniedError(f"{where}: access denied ({error}). {error.said}{_keys_hint(url)}")
+    if error.is_one_of(_MISSING) or (url.startswith("http") and error.status[0] in "34"):
+        return NotFoundError(f"{where}: {error.said or 'it is not there'} ({error}).")
+    return StorageError(f"{where}: {error.said or 'the store refuses'} ({error}).")
+
+
+def _of_system(kind: Call, where: str, error: OSError) -> StorageError:
     if kind == "get" and error.errno in _NOT_A_PLACE:
         return NotFoundError(f"{where}: no object can have this name ({error.strerror}).")
     full = " The disk is full." if error.errno == errno.ENOSPC else ""
     return StorageError(f"{where}: {error.strerror or type(error).__name__}.{full}")
 
 
-def _code(error: BaseException) -> str:
-    """Return the store's own error code, looked for along the chain of causes."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            return str(response["Error"].get("Code", ""))
-        if isinstance(status := getattr(cause, "status", None), int):  # of an HTTP answer
-            return str(status)
-        cause = cause.__cause__
-    return ""
-
-
-def _of_client(url: str, where: str, error: BaseException) -> StorageError | None:
-    """Judge what a client library raised of its own, without importing it."""
-    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-    if "botocore.exceptions.ParamValidationError" in kinds:
-        return NotFoundError(f"{where}: no object can have this address.")
-    if url.startswith("http") and (_code(error) or isinstance(error, ValueError)):
-        return NotFoundError(f"{where}: the server does not give it ({_code(error) or error}).")
-    if kinds & _CONNECTION:
-        return TransientStorageError(f"{where}: the connection failed ({type(error).__name__}).")
-    if "botocore.exceptions.BotoCoreError" in kinds:
-        return StorageError(f"{where}: {error}.")
-    return None
-
-
 def _keys_hint(url: str) -> str:
     if url.startswith("http"):
         return "Web addresses are read without a login."
-    if not url.startswith("s3"):
-        return "Check the rights of the folder."
+    looked_in = _LOOKED_IN.get(url.partition("://")[0].removesuffix("a"))
     return (
-        "Keys were looked for in: environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), profile "
-        "(AWS_PROFILE), instance role. For a store other than AWS set AWS_ENDPOINT_URL too."
+        f"Keys were looked for in: {looked_in}" if looked_in else "Check the rights of the folder."
     )

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
+
+Form = Literal[
+    "", "copy", "absent", "zip", "parquet", "web", "web-private", "web-any", "web-private-any"
+]
+"""How bytes are packed: not at all, as a member of a zip, in a Parquet file (`clipcap.packed`).
+
+`copy`: not packed, but the etag that was listed is that of another store's object.
+
+`absent`: there are none, nothing need be asked to see that they are not found.
+
+`web` is a page whose address came from a stranger: `private` if it need not be public, `any` if it
+is taken whatever its owner says (`clipcap.web`).
+"""
 
 
 def caption_text(text: str) -> str:
@@ -13,11 +27,12 @@ def caption_text(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """Where some bytes lie: a whole object, or a range of one."""
+    """Where some bytes lie: a whole object, or a range of one; `form` says how they are packed."""
 
     url: str
     offset: int = 0
     length: int | None = None
+    form: Form = ""
 
 
 @dataclass(frozen=True, slots=True)

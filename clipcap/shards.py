@@ -29,12 +29,20 @@ class Member:
 
 
 def pack(files: Sequence[tuple[str, str, bytes]]) -> tuple[bytes, list[Member]]:
+    """Return a tar as one piece, and its members; see `parts`."""
+    pieces, members = parts(files)
+    return b"".join(pieces), members
+
+
+def parts(files: Sequence[tuple[str, str, bytes]]) -> tuple[list[bytes], list[Member]]:
     """Return a tar of `(key, extension, bytes)`, in order of key, then extension; and its members.
+
+    The pieces are to be written one behind the other; the files among them are not copied.
 
     Raises:
         SettingsError: a key with other signs than letters, digits, `_` and `-`, or a name twice.
     """
-    parts: list[bytes] = []
+    pieces: list[bytes] = []
     members: list[Member] = []
     at = 0
     for key, extension, data in sorted(files, key=lambda file: (file[0], file[1])):
@@ -46,10 +54,10 @@ def pack(files: Sequence[tuple[str, str, bytes]]) -> tuple[bytes, list[Member]]:
         if members and members[-1].name == name:
             raise SettingsError(f"A tar must hold each name once, but holds {name!r} twice.")
         padding = bytes(-len(data) % BLOCK)
-        parts += (_header(name, len(data)), data, padding)
+        pieces += (_header(name, len(data)), data, padding)
         members.append(Member(name, at + BLOCK, len(data)))
         at += BLOCK + len(data) + len(padding)
-    return b"".join((*parts, _END)), members
+    return [*pieces, _END], members
 
 
 def _header(name: str, size: int) -> bytes:

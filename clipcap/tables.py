@@ -158,6 +158,15 @@ def read(url: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read(url)), columns=columns)
 
 
+def metadata(table: pa.Table) -> dict[str, str]:
+    """Return the key-value metadata of a table that was read."""
+    return _as_text(table.schema.metadata)
+
+
+def _as_text(found: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in (found or {}).items() if k != b"ARROW:schema"}
+
+
 def footer(url: str) -> tuple[dict[str, str], int]:
     """Return the key-value metadata and the number of rows, with one small ranged read.
 
@@ -172,10 +181,7 @@ def footer(url: str) -> tuple[dict[str, str], int]:
     if length > len(tail):
         tail = storage.read_range(url, -length, None)
     found = pq.read_metadata(pa.BufferReader(tail[-length:]))
-    pairs = {
-        k.decode(): v.decode() for k, v in (found.metadata or {}).items() if k != b"ARROW:schema"
-    }
-    return pairs, int(found.num_rows)
+    return _as_text(found.metadata), int(found.num_rows)
 
 
 def vectors(table: pa.Table) -> NDArray[np.float32]:

@@ -21,11 +21,16 @@ from clipcap.errors import ClipcapError
 COMMANDS: Final = {
     "demo": ("demo", "Caption and label the bundled pictures with the bundled model."),
     "run": ("run", "Caption and label what is new in SOURCE, and publish it in OUT."),
+    "plan": ("plan", "Say what a night over SOURCE would do to OUT and cost; change nothing."),
     "shard": ("stages", "Read what is new in SOURCE into shards of OUT."),
     "embed": ("stages", "Embed every live image of OUT that is not embedded yet."),
     "caption": ("stages", "Caption every embedded image of OUT that has no caption yet."),
     "label": ("stages", "Label every embedded image of OUT that has no labels yet."),
     "train": ("stages", "Train a captioner on the captions that people wrote for OUT's images."),
+    "bench": (
+        "bench",
+        "Measure how fast every stage is here, what waits for what, what to change.",
+    ),
     "models": ("models", "List the models on this machine, and some that can be had."),
     "verify": ("verify", "Check every file of OUT against contract, digests and commits."),
     "doctor": ("doctor", "Look whether everything a run needs is here."),
@@ -33,7 +38,7 @@ COMMANDS: Final = {
 """Command to the file of `flows/commands` that has it, and its help in one line."""
 INTERRUPTED: Final = 130
 _LIBRARY: Final = logging.getLogger("clipcap")
-_SPEED: Final = logging.getLogger("clipcap.embedding")
+_SPEED: Final = logging.getLogger("clipcap.embedder")
 """Says where a model runs and how fast; everything else below a warning is for --debug."""
 
 

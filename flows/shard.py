@@ -13,7 +13,7 @@ from flows._flow import flow
 from flows._ledger import Finished, Ledger
 from flows.settings import MAX_REJECT_RATE
 from tasks.preflight import check_places
-from tasks.shard import check_rejects, make_plan, retire_images, write_shards
+from tasks.shard import check_rejects, drop_plan, make_plan, retire_images, write_shards
 
 _SHARDS_PER_TASK = 1  # a task that is tried again reads all its images again
 
@@ -56,4 +56,5 @@ def shard(
         ledger.call(check_places, source, out)
         ledger.confirm()
         take_in(ledger, source, settings, max_reject_rate=max_reject_rate)
+        ledger.call(drop_plan, ledger.run)
         return ledger.finish()

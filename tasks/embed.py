@@ -13,5 +13,5 @@ from tasks._task import Partition, task
 def embed_partition(
     partition: Partition, run: Run, settings: EmbedSettings, speed: Speed
 ) -> list[Outcome]:
-    """Embed each shard of the partition; one that is embedded already costs two small reads."""
-    return [stage.embed(shard, run=run, settings=settings, speed=speed) for shard in partition]
+    """Embed the shards of the partition; one that is embedded already costs two small reads."""
+    return stage.embed(partition.shards, run=run, settings=settings, speed=speed)

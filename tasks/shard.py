@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipcap import manifest
+from clipcap import manifest, plans
 from clipcap.gate import require_few_rejects
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome
@@ -40,3 +40,9 @@ def check_rejects(run: Run, max_reject_rate: float, retired: tuple[Shard, ...]) 
 def retire_images(partition: Partition, run: Run) -> list[Outcome]:
     """Take images that are gone or replaced out of the shards of a partition."""
     return [stage.retire(shard, run=run) for shard in partition]
+
+
+@task(run_name="drop the plan", tags=("cpu",))
+def drop_plan(run: Run) -> None:
+    """Remove what a run has planned and done."""
+    plans.clear(run)

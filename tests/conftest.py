@@ -31,13 +31,14 @@ ENVIRONMENT = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the environment before any library reads it; Prefect gets a home of its own."""
+    """Set the environment before any library reads it; Prefect and the cache get own homes."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "PREFECT_"))]:
         del os.environ[name]
     os.environ.update(ENVIRONMENT)
-    home = tempfile.TemporaryDirectory(prefix="prefect-", ignore_cleanup_errors=True)
-    os.environ["PREFECT_HOME"] = home.name
-    config.add_cleanup(home.cleanup)
+    for name in ("PREFECT_HOME", "XDG_CACHE_HOME"):
+        home = tempfile.TemporaryDirectory(prefix="clipcap-tests-", ignore_cleanup_errors=True)
+        os.environ[name] = home.name
+        config.add_cleanup(home.cleanup)
 
 
 @pytest.hookimpl(tryfirst=True)

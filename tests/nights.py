@@ -97,7 +97,7 @@ def night(
 def over(target: Shard, run: Run, tiny: Tiny) -> list[Outcome]:
     """Embed, caption and label one shard."""
     return [
-        embed.embed(target, run=run, settings=tiny.encoder, speed=Speed(batch_size=3)),
+        *embed.embed([target], run=run, settings=tiny.encoder, speed=Speed(batch_size=3)),
         caption.caption(
             target,
             run=run,

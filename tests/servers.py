@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw")
 START_LIMIT_S = 120.0  # 7 s on an idle machine of two cores
@@ -70,13 +71,21 @@ def free_ports(count: int) -> list[int]:
 
 def make_bucket(address: S3Address, name: str) -> str:
     """Make a bucket and return its URL."""
-    import s3fs  # 0.8 s, for those alone who ask for a bucket
-
-    client = s3fs.S3FileSystem(
-        key=address.access_key, secret=address.secret_key, endpoint_url=address.endpoint
-    )
-    client.mkdir(name)
+    s3_client(address).create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+def s3_client(address: S3Address) -> Any:  # noqa: ANN401 - botocore is untyped
+    """Return botocore's own client, which can ask for anything that S3 does."""
+    import botocore.session  # 0.2 s, for those alone who ask for it
+
+    return botocore.session.Session().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=address.endpoint,
+        aws_access_key_id=address.access_key,
+        aws_secret_access_key=address.secret_key,
+    )
 
 
 class CephS3:

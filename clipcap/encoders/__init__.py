@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from PIL import Image
     from torch import Tensor
+
+    from clipcap.hardware import Precision
 
 
 class Encoder(Protocol):
@@ -51,6 +53,17 @@ class Encoder(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
+
+    @property
+    def precision(self) -> Precision:
+        """The number format that images are embedded in, whatever was asked for."""
+
+    def encode_pixels(self, pixels_BHWC: Tensor) -> Callable[[], Tensor]:
+        """Begin with images that are resized and cropped; return what waits for their embeddings.
+
+        They are uint8 on the CPU and must stay as they are until the returned function has been
+        called; it gives them as the model does, not normalised: float32 [B, D] on the CPU.
+        """
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Return one RGB image, the right way up, as the model wants it: float32 [C, H, W]."""

@@ -6,7 +6,6 @@ The only file that imports open_clip, and only once a model is loaded: open_clip
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +24,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from clipcap.hardware import Precision
+
 TEXT_BATCH: Final = 256  # texts of one forward: a label set has thousands with its templates
-_SMALLER: Final = "a smaller model, such as ViT-B-32/laion2b_s34b_b79k"
 _LOG = logging.getLogger(__name__)
+_Wanted = Literal["auto", "fp32", "bf16", "fp16"]
 _LOCK = Lock()
 _LOADED: dict[str, Encoder] = {}
 
@@ -42,8 +43,9 @@ class Settings(BaseSettings):
     """`bundled`, a folder or its URL, `hf-hub:organisation/name`, or a published `ARCH/tag`."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto` takes a GPU if there is one; also `cpu`, `cuda`, `cuda:1`. Changes only the speed."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the weights and the arithmetic; `bf16` is twice as fast and changes embeddings by 1 %."""
+    precision: _Wanted = "fp32"
+    """Of the image tower. `auto` takes the fastest of the device that is within 1e-4 (1 - cosine)
+    of `fp32` with this very model; a format asked for by name must be so near, too."""
 
 
 class Encoder:
@@ -55,14 +57,19 @@ class Encoder:
         model: Any,  # noqa: ANN401 - open_clip has no types
         preprocess: Callable[[Image.Image], Tensor],
         tokenize: Callable[[list[str]], Tensor],
-        dtype: torch.dtype,
+        precision: Precision,
     ) -> None:
+        import torch  # noqa: PLC0415 - a flow reads `Settings` without it
+
+        from clipcap import cuda, forward  # noqa: PLC0415 - as above
+
         self.ref = ref
         self.model_id = ref.model_id
         self.dim = ref.dim
         self.sha256 = ref.sha256
         self.preprocess_json = ref.preprocess_json
         self.preprocess_sha256 = ref.preprocess_sha256
+        self.precision = precision
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
@@ -70,8 +77,16 @@ class Encoder:
         self._model = model
         self._preprocess = preprocess
         self._tokenize = tokenize
-        self._dtype = dtype
-        self._fits = sys.maxsize  # inputs of one forward; halved when the device's memory ends
+        self._memory = forward.Memory(self.device, ref.model_id, ref.dim)
+        scale = [ref.preprocess["mean"], ref.preprocess["std"]]
+        mean_C, std_C = torch.tensor(scale, device=self.device)
+
+        def embed(pixels_BHWC: Tensor) -> Tensor:
+            found: Tensor = model.encode_image(forward.normalised(pixels_BHWC, mean_C, std_C))
+            return found.float()
+
+        on_gpu = self.device.type == "cuda"
+        self._begin = cuda.Pipeline(embed, self.device).begin if on_gpu else forward.at_once(embed)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Return one RGB image as the model wants it.
@@ -84,13 +99,30 @@ class Encoder:
         """
         return self._preprocess(image)
 
+    def encode_pixels(self, pixels_BHWC: Tensor) -> Callable[[], Tensor]:
+        """Begin with images that are resized and cropped; return what waits for their embeddings.
+
+        A GPU works on them in the meantime; a CPU has done so before this returns. The pixels must
+        stay as they are until the returned function has been called.
+
+        Args:
+            pixels_BHWC: uint8, on the CPU.
+
+        Returns:
+            A function, to be called once, that gives raw embeddings, float32 [B, D] on the CPU.
+
+        Raises:
+            DeviceError: not even one image fits into the device's memory; also at the wait.
+        """
+        return self._memory.begin(self._begin, pixels_BHWC)
+
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """Return raw embeddings, float32 [B, D] on the CPU; normalising is the caller's.
+        """Return raw embeddings of normalised images, float32 [B, D] on the CPU.
 
         Raises:
             DeviceError: not even one image fits into the device's memory.
         """
-        return self._encode(self._model.encode_image, images_BCHW.to(self._dtype))
+        return self._at_once(self._model.encode_image, images_BCHW)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return raw embeddings, float32 [B, D] on the CPU.
@@ -102,42 +134,22 @@ class Encoder:
 
         if not texts:
             return torch.zeros(0, self.dim)
-        tokens_BT = self._tokenize(list(texts))
-        forward = self._model.encode_text
-        return torch.cat([self._encode(forward, part) for part in _parts(tokens_BT, TEXT_BATCH)])
+        parts = torch.split(self._tokenize(list(texts)), TEXT_BATCH)
+        return torch.cat([self._at_once(self._model.encode_text, part_BT) for part_BT in parts])
 
-    def _encode(self, forward: Callable[[Tensor], Tensor], inputs_B: Tensor) -> Tensor:
-        import torch  # noqa: PLC0415 - as above
+    def _at_once(self, encode: Callable[[Tensor], Tensor], inputs_B: Tensor) -> Tensor:
+        from clipcap import forward  # noqa: PLC0415 - as above
 
-        done = [torch.zeros(0, self.dim)]
-        start = 0
-        while start < len(inputs_B):
-            part = inputs_B[start : start + self._fits]
-            try:
-                with torch.inference_mode():
-                    done.append(forward(part.to(self.device)).float().cpu())
-            except torch.OutOfMemoryError as error:
-                self._halve(len(part), error)
-            else:
-                start += len(part)
-        return torch.cat(done)
-
-    def _halve(self, size: int, error: Exception) -> None:
-        import torch  # noqa: PLC0415 - as above
-
-        if size == 1:
-            raise DeviceError(
-                f"{self.device} must have memory for one input of {self.model_id}, but has not. "
-                f"Free it, take {_SMALLER}, or `--device cpu`."
-            ) from error
-        if self._fits == sys.maxsize:
-            _LOG.warning("%s is out of memory at batch %d: going on by halves", self.device, size)
-        self._fits = min(self._fits, size // 2)
-        torch.cuda.empty_cache()
+        begin = forward.at_once(lambda part_B: encode(part_B.to(self.device)))
+        return self._memory.run(begin, inputs_B)
 
 
 def identity(ref: models.EncoderRef, settings: Settings) -> dict[str, Any]:
-    """Return what of an encoder changes its embeddings, for fingerprints; the device does not."""
+    """Return what of an encoder changes its embeddings, for fingerprints.
+
+    The device does not; nor does what `auto` has chosen on it: every choice is within 1e-4 of fp32,
+    so a night on another machine goes on with the embeddings of this one.
+    """
     return {
         "model_id": ref.model_id,
         "sha256": ref.sha256,
@@ -191,10 +203,12 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
-def _build(ref: models.EncoderRef, precision: str, device: torch.device) -> Encoder:
+def _build(ref: models.EncoderRef, wanted: _Wanted, device: torch.device) -> Encoder:
     import open_clip  # noqa: PLC0415 - seconds
     import torch  # noqa: PLC0415 - as above
     from safetensors import SafetensorError  # noqa: PLC0415 - as above
+
+    from clipcap import forward, precision  # noqa: PLC0415 - they import torch
 
     local = ref.model_spec.startswith(models.LOCAL)
     _LOG.info("loading encoder %s on %s", ref.model_id, device)
@@ -203,7 +217,6 @@ def _build(ref: models.EncoderRef, precision: str, device: torch.device) -> Enco
             model, _, preprocess = open_clip.create_model_and_transforms(
                 ref.model_spec,
                 pretrained=None if local else ref.weights,
-                precision=precision,
                 device=device,
                 image_mean=ref.preprocess["mean"],
                 image_std=ref.preprocess["std"],
@@ -211,10 +224,13 @@ def _build(ref: models.EncoderRef, precision: str, device: torch.device) -> Enco
                 image_resize_mode=ref.preprocess["resize_mode"],
             )
             tokenize = _tokenizer(ref)
+        _require_same_preprocess(ref, model.visual.preprocess_cfg)
+        model.eval().visual.to(memory_format=torch.channels_last)  # as pixels lie
+        chosen = precision.apply(model, wanted, ref, device)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"{device} must have memory for {ref.model_id}, but has not. Free it, take {_SMALLER}, "
-            "or `--device cpu`."
+            f"{device} must have memory for {ref.model_id}, but has not. Free it, take "
+            f"{forward.SMALLER}, or `--device cpu`."
         ) from error
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise SettingsError(
@@ -222,9 +238,7 @@ def _build(ref: models.EncoderRef, precision: str, device: torch.device) -> Enco
             f"them: {_first_line(error)}. Take configuration, weights ({ref.weights}) and "
             "tokenizer from one model."
         ) from error
-    _require_same_preprocess(ref, model.visual.preprocess_cfg)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return Encoder(ref, model.eval(), preprocess, tokenize, dtype)
+    return Encoder(ref, model, preprocess, tokenize, chosen)
 
 
 def _tokenizer(ref: models.EncoderRef) -> Callable[[list[str]], Tensor]:
@@ -277,11 +291,6 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _parts(tokens_BT: Tensor, size: int) -> Iterator[Tensor]:
-    for start in range(0, len(tokens_BT), size):
-        yield tokens_BT[start : start + size]
 
 
 def _first_line(error: Exception) -> str:

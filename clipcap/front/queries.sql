@@ -120,8 +120,10 @@ FROM compared GROUP BY label_set, label, captioner_id ORDER BY not_in_caption DE
 -- One image out of its tar: what one range request needs. In a shell:
 --   tail -c +$((first_byte + 1)) TAR | head -c $((bytes)) > image
 CREATE OR REPLACE MACRO image_in_tar(wanted) AS TABLE
-SELECT clipcap_at('shards/dt=' || dt || '/' || shard || '.tar') AS tar, member, member_offset AS first_byte,
-       member_offset + member_bytes - 1 AS last_byte, member_bytes AS bytes, media_type, content_sha256
+SELECT CASE WHEN starts_with(member, key || '.') THEN clipcap_at('shards/dt=' || dt || '/' || shard || '.tar')
+            ELSE regexp_replace(source_uri, '#[^#]*$', '') END AS tar,  -- it was left in a tar of the source
+       member, member_offset AS first_byte, member_offset + member_bytes - 1 AS last_byte,
+       member_bytes AS bytes, media_type, content_sha256
 FROM manifest WHERE key = wanted;
 
 -- Which model and settings made these files? FROM made_with('captions/**/*.parquet');

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
-from clipcap import images, layout, storage
+from clipcap import ahead, commits, layout, manifest, storage, thumbnails, workers
 from clipcap.errors import ImageError, StorageError, TransientStorageError
-from clipcap.images import ImageSettings
 from clipcap.layout import Shard
+from clipcap.workers import WorkerSettings
 
-SIDE_PX: Final = 160
-_DRAFT_PX: Final = 2 * SIDE_PX  # Pillow's draft at twice the size: no visible loss
-_ANY_SIZE: Final = ImageSettings(max_bytes=2**40, max_pixels=2**40, min_side_px=1)
-_QUALITY: Final = 72  # about 5 KB a picture
+_READS: Final = 4
 _LABELS: Final = 4
 _CANDIDATES: Final = 5
 
@@ -62,36 +55,29 @@ class Seen:
 
 def cards(out: str, seen: Sequence[Seen]) -> list[Card]:
     """Read, shrink and describe images, several at a time, in order."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="report") as pool:
-        pictures = pool.map(lambda one: _picture(out, one), seen)
-        return [_card(one, picture) for one, picture in zip(seen, pictures, strict=True)]
+    tars = {shard: _tar(out, shard) for shard in {one.shard for one in seen}}
+    files = ahead.mapped(lambda one: _bytes(tars[one.shard], one), seen, threads=_READS)
+    pictures = workers.pool(thumbnails.__name__, WorkerSettings()).each({}, files)
+    return [
+        _card(one, "" if isinstance(picture, ImageError) else picture)
+        for one, picture in zip(seen, pictures, strict=True)
+    ]
 
 
-def _picture(out: str, seen: Seen) -> str:
-    row = seen.row
+def _tar(out: str, shard: Shard) -> str:
+    """Return where the images of a shard lie."""
+    found = commits.find(layout.manifest(out, shard))
+    return manifest.tar_url(out, shard, found.metadata if found else {})
+
+
+def _bytes(tar: str, seen: Seen) -> bytes:
+    """Return an image as it lies; nothing if it is gone, which the page shows in its place."""
     try:
-        data = storage.read_range(
-            layout.tar(out, seen.shard), row["member_offset"], row["member_bytes"]
-        )
-        return thumbnail(data)
+        return storage.read_range(tar, seen.row["member_offset"], seen.row["member_bytes"])
     except TransientStorageError:
         raise
-    except (ImageError, StorageError):  # the page says so in its place; `verify` says why
-        return ""
-
-
-def thumbnail(data: bytes) -> str:
-    """Return a JPEG of at most 160 pixels as a data URI.
-
-    Raises:
-        ImageError: it cannot be decoded.
-    """
-    turned = images.decode(data, _ANY_SIZE, draft_px=_DRAFT_PX)
-    turned.thumbnail((SIDE_PX, SIDE_PX))
-    turned.info.clear()  # else a comment in the file rides along
-    stream = io.BytesIO()
-    turned.save(stream, "JPEG", quality=_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    except StorageError:  # `verify` says why
+        return b""
 
 
 def _card(seen: Seen, picture: str) -> Card:

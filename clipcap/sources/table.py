@@ -2,8 +2,12 @@
 
 Nothing in the table is lost: a row whose cell is empty or cannot be an address becomes the sample
 `{table}#row=N` (the first row below the header is 1), which the shard stage rejects as `not_found`.
-An object counts as changed when its store says so; the web is not asked for that while listing, so
-an `http` address is read once, and again only when its row changes.
+An object counts as changed when its store says so. The web is asked for that only where
+`ask_for_changes` says so; else a page is read once, and again when its row changes.
+
+The addresses are strangers'. A page is read from public machines alone, and not if its owner has
+opted out by header (robots.txt, which is for those who follow links, is not asked for). A table
+that came from the web or a bucket may name pages and buckets, but no files of this machine.
 """
 
 from __future__ import annotations
@@ -14,13 +18,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
+from urllib.parse import urljoin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipcap import settings as base
 from clipcap import storage
-from clipcap.errors import SettingsError, StorageError, TransientStorageError
+from clipcap.errors import NotFoundError, SettingsError, StorageError, TransientStorageError
 from clipcap.registry import unknown
 from clipcap.sample import Bytes, Sample
 from clipcap.settings import digest
@@ -33,9 +38,9 @@ _URL_COLUMNS: Final = (
 _CAPTION_COLUMNS: Final = ("caption", "captions", "text")
 _DELIMITERS: Final = ",\t;"
 _WEB: Final = ("http://", "https://")
-_BATCH: Final = (
-    4_096  # rows asked for at a time: keeps the requests in flight, bounds their futures
-)
+_STRANGERS: Final = storage.page_form()  # with an address that is no page: is refused
+_STORES: Final = ("http", "https", "s3", "s3a", "gs", "az")  # that every machine reaches alike
+_BATCH: Final = 4_096  # rows asked for at a time: keeps requests in flight, bounds their futures
 
 _Table = tuple[list[str], Callable[[str], list[Any]]]
 """The names of the columns, and what gives the cells of one."""
@@ -52,6 +57,17 @@ class Settings(base.Settings):
     """Column with a caption or a list of them; empty: caption, captions or text, if it is there."""
     base: str = ""
     """Folder or prefix that relative addresses start from; empty: the folder of the table."""
+    honour_opt_out: bool = True
+    """Reject pages with `X-Robots-Tag: noai`, `noimageai`, `noindex` or `noimageindex`."""
+    private_addresses: bool = False
+    """Read web addresses that are not public too: of this machine, of the network it is in."""
+    ask_for_changes: bool = False
+    """Ask the web for the version of every page before each night (HEAD), to see changed pages.
+
+    Off, because it is a request for each row every night, to servers of strangers: a million rows
+    take hours before the first image is read. A page whose server does not answer or does not tell
+    a version has that of its row: it is read again if it was told one the night before.
+    """
 
 
 def samples(settings: Settings) -> Iterator[Sample]:
@@ -76,7 +92,7 @@ def samples(settings: Settings) -> Iterator[Sample]:
     with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="table") as pool:
         for start in range(0, len(uris), _BATCH):
             yield from pool.map(
-                lambda uri: _sample(uri, tuple(dict.fromkeys(captions[uri])), table_url),
+                lambda uri: _sample(uri, tuple(dict.fromkeys(captions[uri])), settings),
                 uris[start : start + _BATCH],
             )
 
@@ -91,10 +107,13 @@ def _require_some(rows_without: int, rows: int, url: str) -> None:
     _LOG.warning("%s; each becomes a reject.", count)
 
 
-def _sample(uri: str, captions: tuple[str, ...], table_url: str) -> Sample:
+def _sample(uri: str, captions: tuple[str, ...], settings: Settings) -> Sample:
+    table_url = storage.canonical(settings.url)
     suffix = f"+captions={digest(list(captions))[:16]}" if captions else ""
     if uri.startswith(_WEB):
-        return Sample(uri, f"row={digest([uri, *captions])[:16]}", 0, Bytes(uri), captions=captions)
+        return _page(uri, captions, settings)
+    if _is_out_of_bounds(uri, table_url, settings.base):
+        return Sample(uri, f"refused{suffix}", 0, Bytes(uri, form=_STRANGERS), captions=captions)
     at = Bytes(uri)
     found = None
     try:
@@ -117,6 +136,40 @@ def _sample(uri: str, captions: tuple[str, ...], table_url: str) -> Sample:
     )
 
 
+def _page(uri: str, captions: tuple[str, ...], settings: Settings) -> Sample:
+    """Return the sample of a web address; its version is that of the row, unless asked for."""
+    form = storage.page_form(
+        private=settings.private_addresses, honour_opt_out=settings.honour_opt_out
+    )
+    version = f"row={digest([uri, *captions])[:16]}"
+    found = None
+    if settings.ask_for_changes:
+        try:
+            found = storage.look(uri, form)
+        except NotFoundError:
+            version = f"missing+{version}"
+        except StorageError:
+            _LOG.debug("The server does not tell the version of %s; reading will tell why.", uri)
+    return Sample(
+        source_uri=uri,
+        etag=f"{found.etag}+{version}" if found else version,
+        size_bytes=found.size_bytes if found else 0,
+        at=Bytes(uri, form=form),
+        modified_at=found.modified_at if found else None,
+        captions=captions,
+    )
+
+
+def _is_out_of_bounds(uri: str, table_url: str, base: str) -> bool:
+    """Tell whether a table from elsewhere names what only this machine can read."""
+    if storage.local_path(table_url) is not None:
+        return False
+    protocol = uri.partition("://")[0]
+    is_below = bool(base) and uri.startswith(f"{storage.canonical(base)}/")
+    is_beside = protocol == table_url.partition("://")[0]
+    return not (protocol in _STORES or is_below or is_beside)
+
+
 def _folder(table_url: str) -> str:
     path = table_url.partition("?")[0] if table_url.startswith(_WEB) else table_url
     return path.rpartition("/")[0]
@@ -133,7 +186,9 @@ def _resolved(cell: object, folder: str) -> str | None:
             return storage.canonical(text)
         if local is not None:
             return storage.canonical(str(local / text))
-        return storage.canonical(text if text[0] == "/" else f"{folder}/{text.removeprefix('./')}")
+        if text[0] == "/":
+            return storage.canonical(urljoin(folder, text) if folder.startswith(_WEB) else text)
+        return storage.canonical(f"{folder}/{text.removeprefix('./')}")
     except SettingsError:
         return None
 
@@ -153,7 +208,7 @@ def _columns(url: str, settings: Settings) -> tuple[list[Any], list[Any]]:
         if not url_column:
             raise SettingsError(
                 f"The table {url} must have a column of addresses, but has only: {_listed(names)}. "
-                "Say which one it is: url_column."
+                f"{_hint(data)}"
             )
         cells = cells_of(url_column)
         texts = cells_of(caption_column) if caption_column else [None] * len(cells)
@@ -168,6 +223,23 @@ def _columns(url: str, settings: Settings) -> tuple[list[Any], list[Any]]:
             f"Columns: {_listed(names)}."
         )
     return cells, texts
+
+
+def _hint(data: bytes) -> str:
+    """Say what to do with a table without a known column of addresses."""
+    if data.startswith(b"PAR1"):
+        images = [
+            field.name[:80]
+            for field in pq.read_schema(pa.BufferReader(data))
+            if pa.types.is_struct(field.type)
+            and {"bytes", "path"} <= {part.name for part in field.type}
+        ]
+        if images:
+            return (
+                f"Its column {images[0]!r} holds the images themselves: read it with kind "
+                "huggingface (--kind huggingface)."
+            )
+    return "Say which one it is: url_column."
 
 
 def _listed(names: Sequence[str]) -> str:

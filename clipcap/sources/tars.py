@@ -14,13 +14,13 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Final
 from urllib.parse import quote
 
+from clipcap import containers as found_at
 from clipcap import settings as base
 from clipcap import storage
-from clipcap.errors import ClipcapError, NotFoundError, SettingsError
+from clipcap.errors import ClipcapError, NotFoundError
 from clipcap.sample import Bytes, Sample, Sidecar
 from clipcap.storage import ObjectInfo
 
@@ -36,13 +36,6 @@ _CONTIGUOUS: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _PAX: Final = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _NOTES: Final = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _LENGTH: Final = re.compile(rb"([0-9]{1,7}) ")
-_IMAGES: Final = frozenset(
-    (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "tif", "tiff", "bmp", "dib"),
-        *("heic", "heif", "jxl", "jp2", "ppm", "pgm", "pbm", "pnm", "ico", "svg", "psd"),
-        *("image", "img"),
-    )
-)
 _TEXTS: Final = (("txt", "txt"), ("caption", "txt"), ("json", "json"))
 """Extensions with captions, best first, and the suffix they are kept under."""
 
@@ -82,7 +75,7 @@ class _Member:
     @property
     def is_image(self) -> bool:
         """Whether its name says so; its bytes are looked at later."""
-        return self.extension.rpartition(".")[2] in _IMAGES
+        return found_at.is_image(self.extension)
 
 
 def containers(settings: Settings) -> list[ObjectInfo]:
@@ -92,7 +85,7 @@ def containers(settings: Settings) -> list[ObjectInfo]:
         StorageError: the tars are not there or may not be listed.
         SettingsError: `url` names an object that does not end in `.tar`.
     """
-    return sorted(_tars(settings), key=lambda tar: f"{tar.url}#")
+    return found_at.archives(settings.url, ".tar", leave_out=settings.leave_out)
 
 
 def samples(settings: Settings) -> Iterator[Sample]:
@@ -113,42 +106,12 @@ def samples(settings: Settings) -> Iterator[Sample]:
                 yield from found
 
 
-def _tars(settings: Settings) -> Iterator[ObjectInfo]:
-    url = storage.canonical(settings.url)
-    if found := storage.info(url):
-        if not found.url.endswith(".tar"):
-            raise SettingsError(f"A tar must have a name that ends in `.tar`, but it is {url}.")
-        yield found
-        return
-    root, pattern = _root_and_pattern(settings.url)
-    left_out = f"{storage.canonical(settings.leave_out)}/" if settings.leave_out else None
-    seen = False
-    for found in storage.list_objects(root):
-        name = storage.name_below(found.url, root)
-        if name.endswith(".tar") and fnmatchcase(name, pattern):
-            seen = True
-            if left_out is None or not found.url.startswith(left_out):
-                yield found
-    if not seen:
-        raise NotFoundError(f"There is no tar at {url}.")
-
-
-def _root_and_pattern(url: str) -> tuple[str, str]:
-    glob = re.search(r"[*?[]", url)
-    if glob is None:
-        return storage.canonical(url), "*"
-    folder = url[: url.rfind("/", 0, glob.start()) + 1]
-    return storage.canonical(folder or "."), url[len(folder) :]
-
-
 def members(tar: ObjectInfo) -> list[Sample]:
     """Return the samples of one tar, sorted by URI; a refused tar is one that is no image."""
     try:
         groups = _groups(_members(tar))
     except (_TarError, NotFoundError) as error:
-        _LOG.warning("The tar %s is refused: %s", tar.url, error)
-        size = min(tar.size_bytes, _BLOCK)  # enough to see that it is no image
-        return [Sample(tar.url, tar.etag, size, Bytes(tar.url, 0, size), tar.modified_at)]
+        return found_at.refused(tar, error)
     found = [sample for group in groups.values() for sample in _of_group(group, tar)]
     return sorted(found, key=lambda sample: sample.source_uri)
 
@@ -165,7 +128,7 @@ def _groups(members: Iterator[_Member]) -> dict[str, list[_Member]]:
         parts = member.name.split("/")
         if ".." in parts or not parts[0]:
             raise _TarError(f"the name {member.name!r} leads out of it.")
-        is_hidden = any(part.startswith(".") and part != "." for part in parts)
+        is_hidden = found_at.is_hidden(member.name)
         is_of_tool = len(parts) == 1 and re.fullmatch(r"__.*__", member.name, re.DOTALL)
         if is_hidden or is_of_tool or not (member.is_file or member.is_image):
             continue

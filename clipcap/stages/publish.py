@@ -223,14 +223,18 @@ def _accepted(night: Night, shard: Shard) -> dict[str, list[str]]:
 
 
 def _objects(out: str) -> list[dict[str, Any]]:
-    """Return every object of every table, with etag, size, rows and fingerprint; then the tars."""
+    """Return every object of every table, with etag, size, rows and fingerprint; then the tars.
+
+    Beside a manifest stands the tar of the source that its images were left in.
+    """
     listed = []
     for name in PER_SHARD:
         for found in storage.listed(layout.table(out, name)):
             commit = commits.find(found.url)
             if commit is not None:
                 signed = {"rows": commit.rows, "fingerprint": commit.fingerprint}
-                listed.append(_object(found, out) | signed)
+                tar = manifest.source_tar(commit.metadata)
+                listed.append(_object(found, out) | signed | (tar.footer if tar else {}))
     listed += [_object(found, out) for found in storage.listed(layout.tars(out))]
     return listed
 

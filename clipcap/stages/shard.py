@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from clipcap import (
+    index,
     intake,
     layout,
     listings,
@@ -18,39 +21,64 @@ from clipcap import (
     planning,
     plans,
     registry,
+    samples,
+    scratch,
     shards,
     storage,
     tables,
 )
+from clipcap.comparison import Asked, compare
 from clipcap.errors import SettingsError
 from clipcap.images import ImageSettings
 from clipcap.intake import Refused, Taken
 from clipcap.layout import Run, Shard
+from clipcap.manifest import SourceTar
 from clipcap.outcomes import Outcome, committed
-from clipcap.planning import PackSettings
+from clipcap.planning import PackSettings, Todo
 from clipcap.plans import Plan
-from clipcap.sample import Sample
+from clipcap.scratch import ScratchSettings
 from clipcap.settings import Settings
+from clipcap.shards import Member
+from clipcap.workers import WorkerSettings
 
 log = logging.getLogger(__name__)
 
-_TABLES = (".parquet", ".csv", ".tsv")
+_KINDS = {
+    **dict.fromkeys((".parquet", ".csv", ".tsv"), "table"),
+    ".tar": "tars",
+    ".zip": "zips",
+    ".arrow": "huggingface",
+}
+_SAVED = ("dataset_dict.json", "state.json")  # in what the library `datasets` saved to a disk
 _EXAMPLES = 3
 
 
 class ShardSettings(Settings):
     """Which images a night takes in, and how they are packed."""
 
-    kind: Literal["auto", "folder", "table", "tars"] = "auto"
-    """Kind of source; `auto`: by its ending (`.parquet`, `.csv`, `.tsv`: table; `.tar`: tars)."""
+    kind: Literal["auto", "folder", "huggingface", "inventory", "table", "tars", "zips"] = "auto"
+    """Kind of source; `auto`: by its ending (`.parquet`, `.csv`, `.tsv`: table; `.tar`: tars;
+    `.zip`: zips; `.arrow` or a pattern of `.parquet`: huggingface; `manifest.json`: an S3
+    inventory), else folder (a local one that `datasets` saved: huggingface)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the source file itself, such as `glob`, `sidecars` or `captions` of a folder."""
     images: ImageSettings = ImageSettings()
     """What counts as an image."""
     pack: PackSettings = PackSettings()
     """How many images go into one shard."""
+    resize_px: int | None = Field(default=None, ge=64)
+    """Keep images at this shorter side, as JPEG without EXIF, where they are larger: decoding them
+    for a model is then many times faster, and what it sees a little different. Not in place. What
+    is transparent or has more than 8 bits stays as it is."""
     limit: int | None = Field(default=None, gt=0)
     """Read at most this many new or changed images; the others wait for another night."""
+    max_delete_rate: float = Field(default=0.5, ge=0, le=1)
+    """Stop, with nothing changed, if the listing lacks a larger share of the output's images of the
+    source (and more than 20): a mistyped glob looks like that. 1 allows everything."""
+    decode: WorkerSettings = WorkerSettings()
+    """The processes that decode, and what one image may take of them."""
+    scratch: ScratchSettings = ScratchSettings()
+    """What comparing the listing may take of the machine."""
 
 
 def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) -> Plan:
@@ -58,29 +86,46 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
 
     Raises:
         StorageError: the source may not be listed.
-        SettingsError: it is empty, or its settings are not known.
+        SettingsError: it is empty, it lacks most of what the output holds, or its settings are not
+            known.
     """
-    found = list(_samples(source, run=run, settings=settings, write=write))
-    limits = settings.images.fingerprint()
-    known = manifest.known(run.out, storage.canonical(source), limits=limits)
-    compared = planning.compare(found, known, run=run)
-    to_write = planning.shards_to_write(
-        compared, run=run, pack=settings.pack, taken=known.shards, limit=settings.limit
-    )
-    if not write:
-        return plans.summary(compared, to_write, source=storage.canonical(source))
-    recover(run.out)
-    return plans.write(compared, to_write, run=run, source=storage.canonical(source))
+    module, chosen = _source(source, run=run, settings=settings)
+    origin = listings.origin(module, chosen)
+    with scratch.opened(settings.scratch) as place:
+        listing = place.spool("listing", samples.SCHEMA)
+        listing.extend(listings.batches(module, chosen, out=run.out, write=write))
+        listing.close()
+        known = index.load(run.out, place)
+        asked = Asked(
+            of=origin.url,
+            dt=run.dt,
+            limits=settings.images.fingerprint(),
+            as_of=origin.as_of,
+            max_delete_rate=settings.max_delete_rate,
+        )
+        compared = compare(listing, known, asked)
+        pack = _pack(settings, module)
+        packed = planning.shards_to_write(
+            compared, run=run, pack=pack, taken=known.shards, limit=settings.limit
+        )
+        in_place = bool(pack.in_place)
+        if not write:
+            return plans.summary(compared, packed, source=origin.url, in_place=in_place)
+        index.store(known)
+        recover(run.out)
+        return plans.write(compared, packed, run=run, source=origin.url, in_place=in_place)
 
 
-def _samples(source: str, *, run: Run, settings: ShardSettings, write: bool) -> Iterator[Sample]:
+def _source(source: str, *, run: Run, settings: ShardSettings) -> tuple[ModuleType, Any]:
+    """Return the file in `clipcap/sources` that reads a source, and its settings."""
     kind = settings.kind if settings.kind != "auto" else _kind(source)
     module = registry.load("clipcap.sources", kind)
     options: dict[str, Any] = {"url": source, **settings.options}
-    if "leave_out" in module.Settings.model_fields:
-        options.setdefault("leave_out", run.out)
+    for name, own in (("leave_out", run.out), ("scratch", settings.scratch)):
+        if name in module.Settings.model_fields:
+            options.setdefault(name, own)
     try:
-        chosen = module.Settings(**options)
+        return module, module.Settings(**options)
     except ValidationError as error:
         problems = "; ".join(
             f"`{'.'.join(map(str, one['loc']))}`: {one['msg']}"
@@ -89,16 +134,43 @@ def _samples(source: str, *, run: Run, settings: ShardSettings, write: bool) -> 
         raise SettingsError(
             f"The settings of the source {kind!r} do not fit: {problems}."
         ) from None
-    if hasattr(module, "containers"):
-        return listings.samples(module, chosen, out=run.out, write=write)
-    samples: Iterator[Sample] = module.samples(chosen)
-    return samples
+
+
+def _pack(settings: ShardSettings, module: ModuleType) -> PackSettings:
+    """Return how a source of one kind is packed.
+
+    Raises:
+        SettingsError: its images cannot stay where they are.
+    """
+    pack, is_of_tars = settings.pack, module.__name__.endswith(".tars")
+    if pack.in_place and settings.resize_px:
+        raise SettingsError(
+            "Images cannot stay where they are (pack.in_place) and be made smaller (resize_px): "
+            "choose one of them."
+        )
+    if pack.in_place and not is_of_tars:
+        raise SettingsError(
+            "Only images in tars can stay where they are (pack.in_place), but the source is of the "
+            f"kind {module.__name__.rpartition('.')[2]}."
+        )
+    by_kind = is_of_tars and settings.resize_px is None
+    is_in_place = by_kind if pack.in_place is None else pack.in_place
+    return pack.model_copy(update={"in_place": is_in_place})
 
 
 def _kind(source: str) -> str:
-    if source.lower().endswith(_TABLES):
-        return "table"
-    return "tars" if source.lower().endswith(".tar") else "folder"
+    if source.endswith("manifest.json"):
+        return "inventory"
+    ending = f".{source.lower().rpartition('.')[2]}"
+    if ending == ".parquet" and re.search(r"[*?[]", source):
+        return "huggingface"  # a table is one file
+    if ending in _KINDS:
+        return _KINDS[ending]
+    if storage.local_path(source) is None:
+        return "folder"  # a bucket is not asked: what it refuses would be told of one small file
+    folder = storage.canonical(source)
+    is_saved = any(storage.info(f"{folder}/{name}") for name in _SAVED)
+    return "huggingface" if is_saved else "folder"
 
 
 def recover(out: str) -> int:
@@ -118,13 +190,19 @@ def recover(out: str) -> int:
 def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     """Write one planned shard: tar, then rejects, then the manifest that makes both count."""
     started = time.time()
-    todo, source = plans.read(run, target)
-    found = intake.refuse_twins(intake.take_in(todo, settings.images))
+    work = plans.read(run, target)
+    read = intake.take_in(
+        work.todo,
+        settings.images,
+        settings.decode,
+        in_place=work.in_place,
+        resize_px=settings.resize_px,
+    )
+    found = intake.refuse_twins(read)
     taken = [sample for sample in found if isinstance(sample, Taken)]
     refused = [sample for sample in found if isinstance(sample, Refused)]
-    tar, members = shards.pack(intake.tar_files(taken))
-    if taken:
-        storage.write(layout.tar(run.out, target), tar)
+    _tell_replaced(found, work.todo, target)
+    members, bytes_written = ([], 0) if work.in_place else _write_tar(taken, target, run)
     limits = settings.images.fingerprint()
     rejects = [
         intake.reject_row(sample, target, stage="shard", run=run, limits=limits)
@@ -133,7 +211,8 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     manifest.publish_rejects(rejects, target, run=run)
     rows = intake.manifest_rows(taken, members, target, run=run)
     table = tables.from_rows(rows, tables.SCHEMAS["manifest"])
-    commit = manifest.publish(table, target, run=run, source=source)
+    tar = _source_tar(work.todo) if work.in_place else None
+    commit = manifest.publish(table, target, run=run, source=work.source, tar=tar)
     return committed(
         "shard",
         target,
@@ -142,13 +221,42 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
         started_at=started,
         computed=len(taken),
         rejected=len(refused),
-        bytes_read=sum(len(data) for sample in taken for _, data in sample.files),
-        bytes_written=len(tar) if taken else 0,
+        bytes_read=sum(sample.size_bytes for sample in taken),
+        bytes_written=bytes_written,
         reasons=tuple(Counter(sample.reason for sample in refused).most_common()),
         examples=tuple(
             f"{sample.todo.sample.source_uri} ({sample.reason})" for sample in refused[:_EXAMPLES]
         ),
     )
+
+
+def _write_tar(taken: Sequence[Taken], target: Shard, run: Run) -> tuple[Sequence[Member], int]:
+    """Write the tar of a shard, if there is anything to put in; return its members and size."""
+    if not taken:
+        return [], 0
+    tar, members = shards.parts(intake.tar_files(taken))
+    storage.write(layout.tar(run.out, target), *tar)
+    return members, sum(map(len, tar))
+
+
+def _source_tar(todo: Sequence[Todo]) -> SourceTar:
+    """Return the tar that the samples of a shard lie in, as it was listed."""
+    sample = todo[0].sample
+    etag = sample.etag.removesuffix(f"+{sample.at.offset}+{sample.at.length}")
+    return SourceTar(sample.at.url, etag)
+
+
+def _tell_replaced(found: Sequence[Taken | Refused], listed: Sequence[Todo], target: Shard) -> None:
+    replaced = [
+        item.sample.source_uri
+        for sample, item in zip(found, listed, strict=True)
+        if sample.todo.sample.etag != item.sample.etag
+    ]
+    if replaced:
+        log.warning(
+            "%d objects of shard %s were replaced after they were listed, such as %s: they are "
+            "read again next night.", len(replaced), target, replaced[0],
+        )  # fmt: skip
 
 
 def retire(target: Shard, *, run: Run) -> Outcome:

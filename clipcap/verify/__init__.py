@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from clipcap import layout, storage
+from clipcap import layout, manifest, storage
 from clipcap.errors import NotFoundError
 from clipcap.layout import Shard
-from clipcap.verify import content, published
+from clipcap.verify import content, in_place, published
 from clipcap.verify.findings import Mode, Problem, Verification
 from clipcap.verify.objects import Opened, opened
 from clipcap.verify.places import Places, sort
@@ -78,10 +78,7 @@ def _shard(shard: Shard, places: Places, mode: Mode) -> _Checked:
     if live is not None and live.sound:
         checked.live = live.rows["image_id"].to_pylist()
         checked.problems += content.of_manifest(live, shard)
-        short = list(content.of_tar(live, shard, places.out, places.tars.get(shard)))
-        checked.problems += short
-        if mode == "full" and not short and live.rows.num_rows:
-            checked.problems += content.of_tar_bytes(live, shard, places.out)
+        checked.problems += _tar(live, shard, places, mode)
     for name in ("embeddings", "captions", "labels", "rejects"):
         for url in urls.get(name, []):
             one = _open(url, places, checked)
@@ -90,6 +87,21 @@ def _shard(shard: Shard, places: Places, mode: Mode) -> _Checked:
             elif one is not None and one.sound:
                 checked.problems += _against(one, live, checked)
     return checked
+
+
+def _tar(live: Opened, shard: Shard, places: Places, mode: Mode) -> list[Problem]:
+    """Check the tar of a shard, or that of the source which its images were left in."""
+    source = manifest.source_tar(live.footer)
+    short = list(
+        in_place.of_tar(live, source)
+        if source
+        else content.of_tar(live, shard, places.out, places.tars.get(shard))
+    )
+    if mode == "fast" or short or not live.rows.num_rows:
+        return short
+    if source:
+        return list(in_place.of_tar_bytes(live, source))
+    return list(content.of_tar_bytes(live, shard, places.out))
 
 
 def _open(url: str, places: Places, checked: _Checked) -> Opened | None:

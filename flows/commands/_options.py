@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import click
 from pydantic import BaseModel, ValidationError
@@ -66,6 +66,12 @@ class Choice:
 
 
 _MODES: Final = click.Choice(["skip", "overwrite", "append"])
+KIND: Final = Choice(
+    "--kind",
+    ("shard.kind",),
+    (ShardSettings, "kind"),
+    click.Choice(get_args(ShardSettings.model_fields["kind"].annotation)),
+)
 GLOB: Final = Choice("--glob", ("shard.options.glob",), (FolderSettings, "glob"))
 LIMIT: Final = Choice("--limit", ("shard.limit",), (ShardSettings, "limit"), int)
 RATE: Final = Choice(

@@ -10,7 +10,7 @@ from tests.architecture.tree import ROOT
 
 MODEL_LIBRARIES = ["torch", "torchvision", "open_clip", "transformers", "webdataset"]
 SERVER = ["prefect.server", "fastapi", "sqlalchemy", "uvicorn"]
-SLOW = ["prefect", "s3fs", "pandas", "duckdb"]
+SLOW = ["prefect", "botocore", "pandas", "duckdb"]
 
 
 def loaded(statement: str, wanted: list[str]) -> list[str]:

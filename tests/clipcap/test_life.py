@@ -54,7 +54,8 @@ def live(out: str) -> list[dict[str, Any]]:
     found = []
     for shard in manifest.shards(out):
         table = tables.read(layout.manifest(out, shard))
-        tar = storage.read(layout.tar(out, shard)) if table.num_rows else b""
+        url = manifest.tar_url(out, shard, tables.metadata(table))
+        tar = storage.read(url) if table.num_rows else b""
         for row in table.to_pylist():
             data = tar[row["member_offset"] : row["member_offset"] + row["member_bytes"]]
             found.append({"uri": row["source_uri"], "data": data, "shard": str(shard), **row})
@@ -266,15 +267,15 @@ def test_the_same_images_from_another_source_are_refused(place: tuple[str, str])
 def test_a_retryable_reject_is_tried_again_and_counts_its_attempts(place: tuple[str, str]) -> None:
     source, out = place
     fill(source, {"ant.png": 1, "bee.png": 2})
-    real = storage.read_range
+    real = storage.read_part
 
-    def slow(url: str, offset: int, length: int | None) -> bytes:
+    def slow(url: str, offset: int, length: int | None) -> storage.Part:
         if url.endswith("bee.png"):
             raise TransientStorageError("Cannot get it: the store did not answer in time.")
         return real(url, offset, length)
 
     for n in (1, 2):
-        with patch.object(storage, "read_range", side_effect=slow):
+        with patch.object(storage, "read_part", side_effect=slow):
             night(source, out, dt=f"2026-11-2{n}")
         rows = [
             row for s in manifest.shards(out) for row in manifest.read_rejects(out, s).to_pylist()

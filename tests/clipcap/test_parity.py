@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -13,11 +15,12 @@ from huggingface_hub import constants
 from open_clip import transform
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from clipcap import labels
+from clipcap import labels, pixels
 from clipcap.encoders import openclip
+from clipcap.preprocessing import Preprocess
 from tests.models import make_clip, make_tiny_clip, pictures, spread, tiny_config, write_weights
 
 TOLERANCE = 1e-5
@@ -62,6 +65,30 @@ def test_vit_b_32_embeds_as_open_clip_does(vit_b_32: tuple[Any, openclip.Encoder
     squash = transform.image_transform(224, is_train=False, resize_mode="squash")
     other_BD = model.encode_image(torch.stack([squash(i) for i in images()]), normalize=True)
     assert (other_BD - theirs_BD).abs().max() > 100 * TOLERANCE
+
+
+@torch.inference_mode()
+def test_pixels_of_a_file_embed_as_open_clips_own_preprocessing(
+    vit_b_32: tuple[Any, openclip.Encoder],
+) -> None:
+    """From the bytes on: another decoder and another resize, 2 of 255 levels away at most."""
+    model, encoder = vit_b_32
+    wanted = Preprocess.of(encoder.ref.preprocess)
+    files = []
+    for picture in images():
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
+    pixels_BHWC = np.stack([pixels.pixels(data, wanted) for data in files])
+    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+    batch_BCHW = torch.stack([encoder.preprocess(picture) for picture in opened])
+    theirs_BD = model.encode_image(batch_BCHW)
+    ours_BD = encoder.encode_pixels(torch.from_numpy(pixels_BHWC))()
+    off_B = 1 - cosine_similarity(ours_BD.double(), theirs_BD.double())
+    assert off_B.max() < 1e-6
+    dimmed_BHWC = torch.from_numpy(pixels_BHWC // 2)
+    dimmed_BD = encoder.encode_pixels(dimmed_BHWC)()
+    assert (1 - cosine_similarity(dimmed_BD, theirs_BD)).min() > 1e-4
 
 
 @pytest.mark.slow

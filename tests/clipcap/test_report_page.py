@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from clipcap import manifest, report, storage
-from clipcap.report.cards import thumbnail
 from clipcap.report.rejected import EXAMPLES
+from clipcap.thumbnails import thumbnail
 from tests import outputs
 from tests.outputs import SCRIPT, Output
 from tests.pages import Page, render

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -71,14 +71,14 @@ def long_ago(url: str) -> None:
 @contextmanager
 def first_is_not_finite() -> Iterator[None]:
     """Spoil the first embedding of every batch."""
-    real = openclip.Encoder.encode_images
+    real = openclip.Encoder.encode_pixels
 
-    def broken(self: openclip.Encoder, images_BCHW: torch.Tensor) -> torch.Tensor:
-        raw_BD = real(self, images_BCHW)
+    def broken(self: openclip.Encoder, pixels_BHWC: torch.Tensor) -> Callable[[], torch.Tensor]:
+        raw_BD = real(self, pixels_BHWC)()
         raw_BD[0] = float("nan")
-        return raw_BD
+        return lambda: raw_BD
 
-    with patch.object(openclip.Encoder, "encode_images", broken):
+    with patch.object(openclip.Encoder, "encode_pixels", broken):
         yield
 
 
@@ -90,16 +90,16 @@ def test_a_try_that_died_in_between_neither_doubles_nor_loses_a_reject(
     target = sharded(source, run)
     real = storage.write
 
-    def later(url: str, data: bytes) -> None:
+    def later(url: str, *parts: bytes) -> None:
         if f"/{refused}/" in url:
             raise TransientStorageError("Cannot put it: the store did not answer in time.")
-        real(url, data)
+        real(url, *parts)
 
     with first_is_not_finite():
         with patch.object(storage, "write", later), pytest.raises(TransientStorageError):
-            embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+            embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
         assert len(live(run, target)) == 3, "an image left the manifest before it was a reject"
-        embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+        embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
     rejects = manifest.read_rejects(run.out, target).to_pylist()
     assert sorted(row["reason"] for row in rejects) == ["model_error", "not_an_image"]
     assert len(live(run, target)) == 2
@@ -116,7 +116,7 @@ def test_captions_from_embeddings_of_images_that_left_are_refused(
 ) -> None:
     source, run = place
     target = sharded(source, run)
-    embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+    embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
     (source / "drawing-1.png").unlink()
     sharded(source, replace(run, run_id="r2"))
     with pytest.raises(NotFoundError, match="embed it again first"):
@@ -134,16 +134,16 @@ def test_other_weights_in_the_same_folder_embed_everything_again(
     states = []
     for seed in (0, 0, 1):
         make_tiny_clip(Path(settings.model), seed)
-        states.append(embed.embed(target, run=run, settings=settings, speed=Speed()).computed)
+        states.append(embed.embed([target], run=run, settings=settings, speed=Speed())[0].computed)
     half = settings.model_copy(update={"precision": "bf16"})
-    states.append(embed.embed(target, run=run, settings=half, speed=Speed()).computed)
+    states.append(embed.embed([target], run=run, settings=half, speed=Speed())[0].computed)
     assert states == [3, 0, 3, 3]
 
 
 def test_another_way_to_decode_makes_other_captions(place: tuple[Path, Run], tiny: Tiny) -> None:
     source, run = place
     target = sharded(source, run)
-    embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+    embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
     decode = Choice(name="greedy", settings={"max_tokens": 8})
     greedy = tiny.captioner.model_copy(update={"decode": decode})
     for chosen, computed in ((tiny.captioner, 3), (tiny.captioner, 0), (greedy, 3), (greedy, 0)):
@@ -156,7 +156,7 @@ def test_another_way_to_decode_makes_other_captions(place: tuple[Path, Run], tin
 def test_another_top_k_or_threshold_makes_other_labels(place: tuple[Path, Run], tiny: Tiny) -> None:
     source, run = place
     target = sharded(source, run)
-    embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+    embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
     counts = []
     for top_k, threshold in ((1, 1.0), (2, 1.0), (2, 0.0)):
         outcome = label.label(
@@ -173,7 +173,7 @@ def test_another_top_k_or_threshold_makes_other_labels(place: tuple[Path, Run], 
 def test_other_names_in_a_label_set_make_other_labels(place: tuple[Path, Run], tiny: Tiny) -> None:
     source, run = place
     target = sharded(source, run)
-    embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+    embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
     first = labels.load(tiny.label_set)
     second = first.model_copy(update={"names": ("cup", "tree", "boat")})
     for label_set in (first, second):
@@ -241,10 +241,10 @@ def test_a_broken_model_empties_no_shard(place: tuple[Path, Run], tiny: Tiny) ->
     target = sharded(source, run)
     nothing = torch.full((3, 16), float("nan"))
     with (
-        patch.object(openclip.Encoder, "encode_images", return_value=nothing),
+        patch.object(openclip.Encoder, "encode_pixels", return_value=lambda: nothing),
         pytest.raises(ClipcapError, match="no finite embedding for any of the 3 images"),
     ):
-        embed.embed(target, run=run, settings=tiny.encoder, speed=Speed())
+        embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
     assert tables.read(layout.manifest(run.out, target)).num_rows == 3
 
 

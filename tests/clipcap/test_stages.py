@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import MagicMock, patch
@@ -48,7 +49,7 @@ def glob(out: Path, table: str) -> pa.Table:
 def forwards() -> AbstractContextManager[MagicMock]:
     """Count the images that go through any encoder."""
     return patch.object(
-        openclip.Encoder, "encode_images", autospec=True, side_effect=openclip.Encoder.encode_images
+        openclip.Encoder, "encode_pixels", autospec=True, side_effect=openclip.Encoder.encode_pixels
     )
 
 
@@ -92,7 +93,7 @@ def test_a_second_night_reads_no_image_and_calls_no_model(
     with (
         patch.object(openclip, "load", side_effect=AssertionError("loaded an encoder")),
         patch.object(caption, "load", side_effect=AssertionError("loaded a captioner")),
-        patch("clipcap.images.inspect", side_effect=AssertionError("read an image")),
+        patch("clipcap.intake.take_in", side_effect=AssertionError("read an image")),
     ):
         done, _ = night(source, out, tiny)
     assert {outcome.state for outcome in done.outcomes} == {"unchanged"}
@@ -127,7 +128,7 @@ def test_a_new_captioner_or_label_set_embeds_nothing(
     card = Path(other.captioner.captioner) / "captioner.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"captioner_id": "second"}))
     chosen = Tiny(tiny.encoder, other.captioner, other.label_set)
-    with forwards() as counted, patch("clipcap.images.inspect", side_effect=AssertionError):
+    with forwards() as counted, patch("clipcap.intake.take_in", side_effect=AssertionError):
         night(source, out, chosen)
     assert images_of(counted) == 0
     ids = {path.parent.parent.name for path in (out / "captions").rglob("*.parquet")}
@@ -151,14 +152,14 @@ def test_an_embedding_that_is_not_finite_becomes_a_reject(
     place: tuple[Path, Path], tiny: Tiny
 ) -> None:
     source, out = place
-    real = openclip.Encoder.encode_images
+    real = openclip.Encoder.encode_pixels
 
-    def broken(self: openclip.Encoder, images_BCHW: torch.Tensor) -> torch.Tensor:
-        raw_BD = real(self, images_BCHW)
+    def broken(self: openclip.Encoder, pixels_BHWC: torch.Tensor) -> Callable[[], torch.Tensor]:
+        raw_BD = real(self, pixels_BHWC)()
         raw_BD[0] = float("nan")
-        return raw_BD
+        return lambda: raw_BD
 
-    with patch.object(openclip.Encoder, "encode_images", broken):
+    with patch.object(openclip.Encoder, "encode_pixels", broken):
         night(source, out, tiny, max_images=100)
     rejects = glob(out, "rejects").to_pylist()
     assert {(row["stage"], row["reason"], row["retryable"]) for row in rejects} == {

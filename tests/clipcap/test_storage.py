@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from clipcap import storage
@@ -60,6 +61,29 @@ class TestEveryStore:
         storage.write(f"{place}/a.bin", b"0123456789")
         assert storage.read_range(f"{place}/a.bin", offset, length) == expected
 
+    def test_what_lies_beyond_the_end_is_no_bytes(self, place: str) -> None:
+        storage.write(f"{place}/a.bin", b"0123456789")
+        assert storage.read_range(f"{place}/a.bin", 10, None) == b""
+        assert storage.read_range(f"{place}/a.bin", 12, 4) == b""
+
+    @pytest.mark.parametrize(
+        ("offset", "length", "expected"),
+        [(0, None, b"0123456789"), (3, 5, b"34567"), (3, 50, b"3456789"), (-4, None, b"6789")],
+    )
+    @pytest.mark.parametrize("chunk", [1, 3, 4, 100])
+    def test_a_stream_gives_the_same_bytes_in_pieces(
+        self, place: str, offset: int, length: int | None, expected: bytes, chunk: int
+    ) -> None:
+        storage.write(f"{place}/a.bin", b"0123456789")
+        pieces = list(storage.stream(f"{place}/a.bin", offset, length, chunk))
+        assert b"".join(pieces) == expected
+        assert all(len(piece) <= chunk for piece in pieces) or offset < 0
+
+    def test_a_stream_of_no_bytes_is_empty(self, place: str) -> None:
+        storage.write(f"{place}/empty", b"")
+        assert b"".join(storage.stream(f"{place}/empty")) == b""
+        assert list(storage.stream(f"{place}/empty", 0, 0)) == []
+
     def test_a_tail_longer_than_the_object_is_the_object(self, place: str) -> None:
         storage.write(f"{place}/a.bin", b"012")
         assert storage.read_range(f"{place}/a.bin", -8, None) == b"012"
@@ -99,9 +123,23 @@ class TestEveryStore:
         assert urls == sorted(urls)
         assert len(urls) == 5
 
+    def test_a_listing_in_batches_says_the_same(self, place: str) -> None:
+        for name in ("b/2", "a", "b/1", "bb/3", "b.x", "b/.hidden", ".git/x"):
+            storage.write(f"{place}/{name}", name.encode())
+        batches = list(storage.list_batches(place))
+        assert all(batch.schema == storage.LISTED for batch in batches)
+        table = pa.Table.from_batches(batches).sort_by("url").to_pylist()
+        assert [storage.ObjectInfo(**row) for row in table] == list(storage.list_objects(place))
+
+    def test_the_listing_of_an_object_is_the_object(self, place: str) -> None:
+        storage.write(f"{place}/a.bin", b"1")
+        found = list(storage.list_objects(f"{place}/a.bin"))
+        assert [one.url for one in found] == [f"{storage.canonical(place)}/a.bin"]
+
     def test_hidden_names_are_not_listed(self, place: str) -> None:
         storage.write(f"{place}/.hidden", b"1")
         storage.write(f"{place}/.git/config", b"1")
+        storage.write(f"{place}/deep/er/.x/a", b"1")
         storage.write(f"{place}/seen", b"1")
         assert [o.url for o in storage.list_objects(place)] == [f"{storage.canonical(place)}/seen"]
 
@@ -193,6 +231,22 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> N
     with pytest.raises(SettingsError) as refused:
         storage.canonical(url)
     assert "secret" not in str(refused.value).replace("AWS_SECRET", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://bucket/a/", "s3://bucket/a"),
+        ("s3://bucket/", "s3://bucket"),
+        ("gs://bucket/a//", "gs://bucket/a"),
+        ("memory:///a/", "memory://a"),
+        ("https://host/a/", "https://host/a/"),
+        ("file:///a%20b/", "file:///a%20b"),
+    ],
+)
+def test_a_place_has_one_address(url: str, expected: str) -> None:
+    """A slash at the end says nothing of a folder, but on the web it is another page."""
+    assert storage.canonical(url) == expected
 
 
 def test_an_unknown_protocol_is_refused() -> None:

@@ -14,12 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipcap import storage
-from clipcap.errors import NotFoundError, SettingsError, StorageError
+from clipcap.errors import (
+    AccessDeniedError,
+    ImageError,
+    NotFoundError,
+    SettingsError,
+    StorageError,
+)
+from clipcap.images import ImageSettings
+from clipcap.packed import Reader
 from clipcap.sample import Sample
 from clipcap.sources import table
+from clipcap.workers import WorkerSettings
 from tests.pictures import picture
 from tests.servers import free_ports
-from tests.web import Server, serving
+from tests.web import Reply, Server, serving
+
+WORKERS = WorkerSettings(processes=2)
 
 
 @pytest.fixture
@@ -28,16 +39,16 @@ def web() -> Iterator[Server]:
         yield server
 
 
-def bytes_or_error(url: str) -> bytes | StorageError:
-    """Return what the shard stage gets for an address."""
+def bytes_or_error(sample: Sample) -> bytes | StorageError | ImageError:
+    """Return what the shard stage gets for a row."""
     try:
-        return storage.read(url)
-    except StorageError as error:
+        return Reader().image(sample, 10_000)
+    except (StorageError, ImageError) as error:
         return error
 
 
-def listed(url: Path | str, **chosen: str) -> list[Sample]:
-    return list(table.samples(table.Settings(url=str(url), **chosen)))
+def listed(url: Path | str, **chosen: str | bool) -> list[Sample]:
+    return list(table.samples(table.Settings.model_validate({"url": str(url), **chosen})))
 
 
 def written(folder: Path, text: str, name: str = "t.csv") -> Path:
@@ -145,6 +156,15 @@ class TestParquet:
         with pytest.raises(SettingsError, match="must hold text, but holds list"):
             listed(tmp_path / "t.parquet")
 
+    def test_one_that_holds_the_images_itself_names_the_kind(self, tmp_path: Path) -> None:
+        image = pa.array([{"bytes": b"x", "path": "a.png"}])
+        pq.write_table(pa.table({"photo": image, "title": ["a cat"]}), tmp_path / "t.parquet")
+        with pytest.raises(SettingsError, match=r"'photo' holds the images .*kind huggingface"):
+            listed(tmp_path / "t.parquet")
+        pq.write_table(pa.table({"title": ["a cat"]}), tmp_path / "u.parquet")
+        with pytest.raises(SettingsError, match="url_column"):
+            listed(tmp_path / "u.parquet")
+
 
 class TestRows:
     """Every row ends in one sample."""
@@ -187,7 +207,7 @@ class TestRows:
         assert sum("#row=" in sample.source_uri for sample in found) == len(unusable)
         assert "4 of 10 rows" in caplog.text
         assert "secret" not in caplog.text + repr(found)
-        read = [bytes_or_error(sample.at.url) for sample in found]
+        read = [bytes_or_error(sample) for sample in found]
         assert [type(one) for one in read if one != picture(1)] == [NotFoundError] * 9
 
     def test_an_object_that_appears_later_has_another_etag(self, tmp_path: Path) -> None:
@@ -235,7 +255,9 @@ class TestWeb:
         first = listed(f"{web.url}/t.csv")
         assert web.asked == ["GET /t.csv"]
         assert listed(f"{web.url}/t.csv") == first
-        assert [storage.read(sample.at.url) for sample in first] == [picture(0), picture(1)]
+        assert [type(bytes_or_error(sample)) for sample in first] == [AccessDeniedError] * 2
+        found = listed(f"{web.url}/t.csv", private_addresses=True)
+        assert [bytes_or_error(sample) for sample in found] == [picture(0), picture(1)]
 
     def test_a_changed_row_is_another_version_of_its_page_alone(self, web: Server) -> None:
         web.pages["/t.csv"] = b"url,caption\na.png,a cat\nb.png,a dog\n"
@@ -245,6 +267,134 @@ class TestWeb:
             before.etag == after.etag
             for before, after in zip(first, listed(f"{web.url}/t.csv"), strict=True)
         ] == [True, False]
+
+    @pytest.mark.parametrize(
+        ("path", "reply", "reason"),
+        [
+            ("/gone.png", None, "not_found"),
+            ("/status/410", None, "not_found"),
+            ("/status/401", None, "access_denied"),
+            ("/status/451", None, "access_denied"),
+            ("/status/503", None, "timeout"),
+            ("/cut", None, "timeout"),
+            ("/a.png", Reply(body=bytes(20_000)), "too_large"),
+            ("/a.png", Reply(headers={"X-Robots-Tag": "noai"}, body=picture(0)), "opted_out"),
+            ("/a.png", Reply(302, {"Location": "file:///etc/passwd"}), "not_found"),
+            ("/a.png", Reply(body=b"<html>"), "not_an_image"),
+            ("/a.png", Reply(body=b""), "empty_file"),
+            ("/a.png", None, None),
+        ],
+    )
+    def test_every_row_that_cannot_be_taken_has_its_reason(
+        self, web: Server, tmp_path: Path, path: str, reply: Reply | None, reason: str | None
+    ) -> None:
+        """From the row to the reject, through the intake of the shard stage."""
+        from clipcap import intake
+        from clipcap.planning import Todo
+
+        web.replies[path] = [reply] * 3 if reply else []
+        table_path = written(tmp_path, f"url\n{web.url}{path}\n")
+        [sample] = listed(table_path, private_addresses=True)
+        [found] = intake.take_in([Todo(sample)], ImageSettings(max_bytes=10_000), WORKERS)
+        assert getattr(found, "reason", None) == reason
+
+    def test_an_owner_who_opts_out_is_honoured_unless_told_otherwise(
+        self, web: Server, tmp_path: Path
+    ) -> None:
+        web.headers["/a.png"] = {"X-Robots-Tag": "noimageai"}
+        path = written(tmp_path, f"url\n{web.url}/a.png\n")
+        [honoured] = listed(path, private_addresses=True)
+        [other] = listed(path, private_addresses=True, honour_opt_out=False)
+        assert isinstance(bytes_or_error(honoured), ImageError)
+        assert bytes_or_error(other) == picture(0)
+        assert honoured.etag == other.etag
+
+    def test_a_changed_page_is_seen_where_its_server_is_asked(
+        self, web: Server, tmp_path: Path
+    ) -> None:
+        path = written(tmp_path, f"url\n{web.url}/a.png\n{web.url}/b.png\n{web.url}/c.png\n")
+        web.headers["/a.png"] = {"ETag": '"1"'}
+        web.headers["/b.png"] = {"Last-Modified": "Fri, 20 Nov 2026 10:00:00 GMT"}
+
+        def asked() -> list[Sample]:
+            return listed(path, private_addresses=True, ask_for_changes=True)
+
+        first = asked()
+        assert [sample.size_bytes for sample in first] == [len(picture(0)), len(picture(1)), 0]
+        assert asked() == first
+        assert web.asked == [f"HEAD /{name}.png" for name in "abc"] * 2 or len(web.asked) == 6
+        web.headers["/a.png"] = {"ETag": '"2"'}
+        second = asked()
+        web.headers["/b.png"] = {"Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}
+        third = asked()
+        web.pages["/c.png"] = picture(2)
+        fourth = asked()
+        changed = [
+            [before.etag != after.etag for before, after in zip(one, two, strict=True)]
+            for one, two in ((first, second), (second, third), (third, fourth))
+        ]
+        assert changed == [[True, False, False], [False, True, False], [False, False, True]]
+
+    @pytest.mark.parametrize("status", [403, 405, 500, 501])
+    def test_a_server_that_does_not_tell_leaves_the_version_of_the_row(
+        self, web: Server, tmp_path: Path, status: int
+    ) -> None:
+        path = written(tmp_path, f"url\n{web.url}/a.png\n")
+        web.replies["/a.png"] = [Reply(status)]
+        assert listed(path, private_addresses=True, ask_for_changes=True) == listed(
+            path, private_addresses=True
+        )
+
+    def test_a_page_that_went_away_is_seen_where_its_server_is_asked(
+        self, web: Server, tmp_path: Path
+    ) -> None:
+        path = written(tmp_path, f"url\n{web.url}/c.png\n")
+        web.replies["/c.png"] = [Reply(405)]
+        before, after = (
+            listed(path, private_addresses=True, ask_for_changes=True) for _ in range(2)
+        )
+        assert before[0].etag != after[0].etag
+
+
+class TestBounds:
+    """A table from elsewhere says what to read, but not of this machine."""
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            *("/etc/passwd", "file:///etc/passwd", "local:///etc/passwd", "zip://a::file:///a.zip"),
+            *("../../etc/passwd", "memory://secret/a.png", "ftp://10.0.0.1/a.png"),
+            "simplecache::file:///etc/passwd",
+        ],
+    )
+    def test_a_bucket_or_page_names_no_file_of_this_machine(self, web: Server, row: str) -> None:
+        storage.write("memory://secret/a.png", picture(0))
+        web.pages["/deep/lists/t.csv"] = f"url\n{row}\n".encode()
+        [sample] = listed(f"{web.url}/deep/lists/t.csv", private_addresses=True)
+        found = bytes_or_error(sample)
+        is_page = sample.source_uri.startswith(web.url)
+        assert type(found) is (NotFoundError if is_page else AccessDeniedError)
+        assert sample.size_bytes == 0
+
+    def test_what_lies_below_the_base_may_be_named(self, web: Server, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a.png").write_bytes(picture(0))
+        (tmp_path / "in2.png").write_bytes(picture(1))
+        web.pages["/t.csv"] = f"url\na.png\n../in2.png\n{tmp_path}/in2.png\n".encode()
+        found = listed(f"{web.url}/t.csv", base=str(tmp_path / "in"))
+        assert [bytes_or_error(sample) == picture(0) for sample in found] == [True, False]
+
+    def test_a_table_beside_its_files_names_them(self) -> None:
+        storage.write("memory://beside/a.png", picture(0))
+        storage.write("memory://beside/t.csv", b"url\na.png\n")
+        [sample] = listed("memory://beside/t.csv")
+        assert bytes_or_error(sample) == picture(0)
+
+    def test_a_page_names_others_from_its_root(self, web: Server) -> None:
+        web.pages["/lists/t.csv"] = b"url\n/a.png\n"
+        [sample] = listed(f"{web.url}/lists/t.csv", private_addresses=True)
+        assert sample.source_uri == f"{web.url}/a.png"
+        assert bytes_or_error(sample) == picture(0)
 
 
 @pytest.mark.s3
@@ -256,7 +406,7 @@ class TestBucket:
         (tmp_path / "l.png").write_bytes(picture(3))
         (port,) = free_ports(1)
         rows = [
-            "x/ü 1#.png",
+            f"{bucket}/x/ü 1#.png",
             f"{bucket}/x/gone.png",
             "s3://no-such-bucket-here/a.png",
             "s3://Not A Bucket/a.png",
@@ -268,11 +418,17 @@ class TestBucket:
         ]
         data = pd.DataFrame({"url": rows, "caption": "a thing"}).to_csv(index=False)
         storage.write(f"{bucket}/t.csv", data.encode())
-        found = listed(f"{bucket}/t.csv")
-        read = [bytes_or_error(sample.at.url) for sample in found]
+        found = listed(f"{bucket}/t.csv", private_addresses=True)
+        read = [bytes_or_error(sample) for sample in found]
         whole = {one for one in read if isinstance(one, bytes)}
         assert len(found) == len(rows)
-        assert whole == {picture(0), picture(2), picture(3)}
+        assert whole == {picture(0), picture(2)}, "and not the file of this machine"
+        (tmp_path / "t.csv").write_text(data)
+        own = [bytes_or_error(one) for one in listed(tmp_path / "t.csv", private_addresses=True)]
+        assert {one for one in own if isinstance(one, bytes)} == whole - {picture(2)} | {
+            picture(2),
+            picture(3),
+        }
         etags = {one.source_uri: one.etag for one in found}
         known = storage.info(f"{bucket}/x/ü 1#.png")
         assert known is not None

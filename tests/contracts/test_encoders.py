@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -101,6 +102,49 @@ def test_embeddings_do_not_depend_on_the_batch(encoder: encoders.Encoder, size: 
     torch.testing.assert_close(torch.cat(parts), texts_CD, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+def raw_pixels(count: int) -> Tensor:
+    """Return pictures as decoders deliver them, all different."""
+    values = torch.arange(count * SIDE_PX * SIDE_PX * 3) * 31
+    return (values % 256 ^ values // 4099 % 256).byte().view(count, SIDE_PX, SIDE_PX, 3)
+
+
+def normalised(encoder: encoders.Encoder, pixels_BHWC: Tensor) -> Tensor:
+    """Return pixels as the encoder's own preprocessing makes them: they have its size already."""
+    pictures = [Image.fromarray(picture.numpy()) for picture in pixels_BHWC]
+    return torch.stack([encoder.preprocess(picture) for picture in pictures])
+
+
+def test_pixels_give_what_preprocessed_images_give(encoder: encoders.Encoder) -> None:
+    pixels_BHWC = raw_pixels(5)
+    expected_BD = encoder.encode_images(normalised(encoder, pixels_BHWC))
+    found_BD = encoder.encode_pixels(pixels_BHWC)()
+    torch.testing.assert_close(found_BD, expected_BD, atol=TOLERANCE, rtol=TOLERANCE)
+    assert (found_BD[0] - found_BD[1]).abs().max() > 0.01
+    assert found_BD.dtype == torch.float32
+    assert found_BD.device.type == "cpu"
+    assert not found_BD.requires_grad
+    assert not found_BD.is_inference()
+    assert encoder.encode_pixels(pixels_BHWC[:0])().shape == (0, encoder.dim)
+
+
+def test_a_batch_may_wait_while_the_next_one_begins(encoder: encoders.Encoder) -> None:
+    """Whatever is waited for first; after the wait the pixels belong to the caller again."""
+    pixels_BHWC = raw_pixels(6)
+    expected_BD = encoder.encode_pixels(pixels_BHWC.clone())()
+    first, second = (encoder.encode_pixels(pixels_BHWC[at : at + 3]) for at in (0, 3))
+    second_BD = second()
+    pixels_BHWC[3:] = 0
+    found_BD = torch.cat([first(), second_BD])
+    torch.testing.assert_close(found_BD, expected_BD, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_pixels_stay_as_they_are(encoder: encoders.Encoder) -> None:
+    pixels_BHWC = raw_pixels(3)
+    before = pixels_BHWC.clone()
+    encoder.encode_pixels(pixels_BHWC)()
+    assert torch.equal(pixels_BHWC, before)
+
+
 def test_nothing_in_gives_nothing_out(encoder: encoders.Encoder) -> None:
     assert encoder.encode_texts([]).shape == (0, encoder.dim)
     none_BCHW = torch.zeros(0, 3, SIDE_PX, SIDE_PX)
@@ -115,6 +159,7 @@ def test_the_encoder_says_what_it_is(encoder: encoders.Encoder, folder: Path) ->
     assert encoder.logit_scale == pytest.approx(torch.tensor(3.0).exp().item())
     assert encoder.logit_bias is None
     assert encoder.device == torch.device("cpu")
+    assert encoder.precision == "fp32"
 
 
 def test_the_identity_has_what_changes_the_result_and_nothing_else(
@@ -127,7 +172,8 @@ def test_the_identity_has_what_changes_the_result_and_nothing_else(
 
     base = identity(folder)
     assert identity(folder, device="cpu") == identity(folder, device="cuda") == base
-    assert identity(folder, precision="bf16") != base
+    names = ("auto", "fp32", "bf16", "fp16")
+    assert len({str(identity(folder, precision=name)) for name in names}) == len(names)
     assert identity(make_tiny_clip(tmp_path / "tiny", seed=1)) != base
 
 

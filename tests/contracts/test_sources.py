@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from clipcap import registry, settings, shards, storage
+from clipcap import packed, registry, settings, shards
 from clipcap.errors import ClipcapError
 from clipcap.sample import Sample
+from tests import inventories
 from tests.pictures import picture
 
 Example = Callable[[Path, dict[str, bytes]], dict[str, Any]]
@@ -37,7 +42,43 @@ def tars(place: Path, pictures: dict[str, bytes]) -> dict[str, Any]:
     return {"url": str(place)}
 
 
-EXAMPLES: dict[str, Example] = {"folder": folder, "table": table, "tars": tars}
+def zips(place: Path, pictures: dict[str, bytes]) -> dict[str, Any]:
+    for archive, half in enumerate((list(pictures)[::2], list(pictures)[1::2])):
+        with zipfile.ZipFile(place / f"{archive}.zip", "w") as packing:
+            for number, name in enumerate(half):
+                method = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[number % 2]
+                packing.writestr(f"{name}.png", pictures[name], method)
+    return {"url": str(place)}
+
+
+def huggingface(place: Path, pictures: dict[str, bytes]) -> dict[str, Any]:
+    for number, (name, data) in enumerate(pictures.items()):
+        table = pa.table({"image": [{"bytes": data, "path": f"{name}.png"}]})
+        if number % 2:
+            pq.write_table(table, place / f"{name}.parquet", write_statistics=False)
+        else:
+            with pa.ipc.new_stream(place / f"{name}.arrow", table.schema) as stream:
+                stream.write_table(table)
+    return {"url": str(place)}
+
+
+def inventory(place: Path, pictures: dict[str, bytes]) -> dict[str, Any]:
+    entries = []
+    for name, data in pictures.items():
+        (place / f"{name}.png").write_bytes(data)
+        entries.append(inventories.Entry(f"{name}.png", hashlib.md5(data).hexdigest(), len(data)))
+    url = inventories.write(str(place / "inventories"), entries[::2], entries[1::2], form="CSV")
+    return {"url": url, "bucket_url": str(place)}
+
+
+EXAMPLES: dict[str, Example] = {
+    "folder": folder,
+    "huggingface": huggingface,
+    "inventory": inventory,
+    "table": table,
+    "tars": tars,
+    "zips": zips,
+}
 """How to lay out a few pictures for each source, and the settings that then list them."""
 
 NAMES = ("kettle", "apple", "zebra", "moon")
@@ -56,7 +97,7 @@ def example(name: str, place: Path, pictures: dict[str, bytes] = PICTURES) -> li
 
 
 def bytes_of(sample: Sample) -> bytes:
-    return storage.read_range(sample.at.url, sample.at.offset, sample.at.length)
+    return packed.Reader().image(sample, 2**20)
 
 
 def test_every_source_has_an_example_here() -> None:
@@ -102,8 +143,10 @@ def test_a_changed_image_has_another_etag_under_the_same_name(name: str, tmp_pat
 
 @every_source
 def test_its_sizes_are_those_of_the_images(name: str, tmp_path: Path) -> None:
-    found = example(name, tmp_path)
-    assert [sample.size_bytes for sample in found] == [len(bytes_of(sample)) for sample in found]
+    """In Parquet only a row's bytes tell its size: there it is the mean of what lies beside it."""
+    for sample in example(name, tmp_path):
+        more = 100 if sample.at.form == "parquet" else 0
+        assert 0 <= sample.size_bytes - len(bytes_of(sample)) <= more
 
 
 @every_source

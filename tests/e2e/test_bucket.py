@@ -87,7 +87,7 @@ def test_a_bucket_of_photographs_and_hostile_files(
         patch.object(openclip, "load", side_effect=AssertionError("loaded an encoder")),
         patch.object(caption, "load", side_effect=AssertionError("loaded a captioner")),
         patch("clipcap.images.decode", side_effect=AssertionError("decoded an image")),
-        patch("clipcap.images.inspect", side_effect=AssertionError("read an image")),
+        patch("clipcap.intake.take_in", side_effect=AssertionError("read an image")),
     ):
         second = nightly.fn(bucket, out, SETTINGS).night.plan
     assert second is not None

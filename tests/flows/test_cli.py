@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -117,6 +119,61 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "Nothing was written" in ended.out
     assert not (tmp_path / "out").exists()
     assert json.loads(clipcap(*asked, "--dry-run", "--json").out)["new"] == 6
+
+
+def test_a_plan_tells_the_cost_of_a_night_and_changes_nothing(
+    asked: list[str], drawings: Path, tmp_path: Path
+) -> None:
+    words = [word for word in asked if word != "--no-server"]
+    words[0] = "plan"
+    first = clipcap(*words)
+    assert first.code == 0, first.err
+    assert "6 new" in first.out
+    assert "no earlier night; `clipcap bench` measures it" in first.out
+    assert not (tmp_path / "out").exists()
+    clipcap(*asked)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    (drawings / "drawing-0.png").unlink()
+    shutil.copy(drawings / "drawing-1.png", drawings / "more.png")
+    told = json.loads(clipcap(*words, "--json").out)
+    counts = {name: told[name] for name in ("listed", "new", "changed", "deleted", "unchanged")}
+    assert counts == {"listed": 6, "new": 1, "changed": 0, "deleted": 1, "unchanged": 5}
+    assert (told["shards"], told["shards_left"], told["nights"]) == (1, 1, 1)
+    assert [(step["stage"], step["images"]) for step in told["steps"]] == [
+        ("shard", 1), ("embed", 1), ("caption", 1), ("label", 1),
+    ]  # fmt: skip
+    assert told["seconds"] == pytest.approx(sum(step["seconds"] for step in told["steps"]))
+    assert told["bytes_to_read"] == (drawings / "more.png").stat().st_size
+    assert "in all, by 1 earlier night." in clipcap(*words).out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_tars_are_captioned_where_they_are(
+    asked: list[str], drawings: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for path in sorted(drawings.iterdir()):
+            archive.add(path, f"below/{path.name}")
+    words = ["run", str(tmp_path / "a.tar"), *asked[2:]]
+    ended = clipcap(*words)
+    assert ended.code == 0, ended.err
+    out = tmp_path / "out"
+    assert not (out / "shards").exists()
+    assert len(glob(str(out), "captions")) == len(glob(str(out), "embeddings")) == 6
+    pages = [path.read_text() for path in (out / "reports").rglob("index.html")]
+    assert pages[0].count("data:image/jpeg") == 6
+    assert clipcap("verify", out, "--full").code == 0
+    assert "nothing to do" in clipcap(*words).out
+    plan = clipcap("plan", *words[1:-1]).out
+    assert "the images stay in their tars" in plan
+
+
+def test_the_kind_of_a_source_may_be_said(asked: list[str], drawings: Path) -> None:
+    ended = clipcap(*asked, "--dry-run", "--kind", "zips")
+    assert ended.code == 4
+    assert ".zip" in ended.err
+    assert clipcap(*asked, "--dry-run", "--kind", "folder").code == 0
+    assert "'huggingface'" in clipcap(*asked, "--kind", "film").err
 
 
 def test_a_limit_leaves_the_rest_for_another_night(asked: list[str], tmp_path: Path) -> None:

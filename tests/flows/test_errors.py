@@ -17,6 +17,7 @@ from tests.architecture.tree import ROOT
 from tests.command import Ended, clipcap
 from tests.nights import Tiny
 from tests.servers import S3Address, make_bucket
+from tests.tables import glob
 
 MAX_LINES = 12
 
@@ -143,6 +144,27 @@ def test_too_many_rejects(asked: list[str], drawings: Path) -> None:
     ended = clipcap(*asked)
     require_block(ended, 6, "17% of 6", "not_an_image 1", "drawing-0.png", "--max-reject-rate")
     assert clipcap(*asked, "--max-reject-rate", "0.5").code == 0
+
+
+def test_a_source_without_one_picture_ends_with_its_reasons_and_publishes_nothing(
+    asked: list[str], drawings: Path, tmp_path: Path
+) -> None:
+    for path in drawings.iterdir():
+        path.write_bytes(b"no picture, but words enough")
+    ended = clipcap(*asked)
+    require_block(ended, 6, "100% of 6", "limit 5%", "not_an_image 6", "nothing is published")
+    out = tmp_path / "out"
+    assert not (out / "_SUCCESS").exists()
+    assert not (out / "embeddings").exists()
+    rows = glob(str(out), "rejects").to_pylist()
+    assert len(rows) == 6
+    for row in rows:
+        assert (row["stage"], row["reason"], row["retryable"]) == ("shard", "not_an_image", False)
+        assert row["error_type"] == "ImageError"
+        assert len(row["error_message"]) > 10
+        assert bytes.fromhex(row["head_hex"]) == b"no picture, but "
+    assert clipcap(*asked, "--max-reject-rate", "1").code == 0
+    assert (out / "_SUCCESS").exists()
 
 
 def test_a_prefect_server_that_does_not_answer(

@@ -54,7 +54,7 @@ def test_a_second_night_reads_no_image_and_loads_no_model(
 
     with (
         patch.object(openclip, "load", side_effect=AssertionError("loaded a model")),
-        patch("clipcap.images.inspect", side_effect=AssertionError("read an image")),
+        patch("clipcap.intake.take_in", side_effect=AssertionError("read an image")),
     ):
         finished = nightly.fn(str(drawings), out, settings)
 
@@ -213,6 +213,7 @@ def test_stages_one_by_one_leave_what_a_night_leaves(
     assert glob(one, "embeddings")["embedding"].equals(glob(whole, "embeddings")["embedding"])
     flows = [row["flow"] for row in glob(one, "runs").to_pylist()]
     assert sorted(flows) == ["embed", "shard"]
+    assert storage.listed(layout.plans(storage.canonical(one))) == [], "a run seems to be under way"
 
 
 def test_a_store_that_says_later_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

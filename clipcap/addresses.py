@@ -1,0 +1,130 @@
+"""A host name in, a connection to a public address out: the one that was looked at, no other.
+
+A table of addresses comes from strangers, and this machine may reach what they cannot: its own
+services, the machines beside it, what a cloud tells whoever asks 169.254.169.254. So
+names are looked up here, every address found must belong to the public internet, and the
+connection goes to that very address; a second look-up could be answered in another way.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, Final
+
+import httpcore
+
+from clipcap import wire
+from clipcap.refusals import NOT_PUBLIC, Refusal
+
+_NAT64: Final = IPv6Network("64:ff9b::/96")  # how a machine without IPv4 reaches a public one
+_UNICAST: Final = IPv6Network("2000::/3")  # all that is given out; the rest is local or nobody's
+_PER_HOST: Final = 8
+_DEAD_S: Final = 60.0
+_DEAD_HOSTS: Final = 10_000
+_NOBODY: Final = tuple(
+    ip_network(text)  # is_global differs on these between versions of Python
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")
+)
+
+
+def is_public(text: str) -> bool:
+    """Tell whether an IP address is one machine's on the public internet, in whatever disguise."""
+    address: IPv4Address | IPv6Address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    elif isinstance(address, IPv6Address) and address in _NAT64:
+        address = IPv4Address(int(address) & 0xFFFFFFFF)
+    if isinstance(address, IPv6Address) and address not in _UNICAST:
+        return False
+    is_nobodys = any(address in network for network in _NOBODY)
+    return address.is_global and not address.is_multicast and not is_nobodys
+
+
+def lookup(host: str, port: int) -> list[str]:
+    """Return the IP addresses of a host, as the system finds them; it bounds the time itself.
+
+    Raises:
+        Unreachable: there are none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise wire.Unreachable("no such host") from error
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class Guard(wire.Backend):
+    """Opens connections to public addresses alone."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Connect to the first address of a host that answers, if all of them are public.
+
+        Raises:
+            Refusal: one of them is not.
+        """
+        found = lookup(host, port)
+        if not all(map(is_public, found)):
+            raise Refusal(NOT_PUBLIC)
+        for address in found[:-1]:
+            try:
+                return super().connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return super().connect_tcp(found[-1], port, timeout, local_address, socket_options)
+
+
+class Hosts:
+    """How many requests each host has at the moment, and which could not be reached."""
+
+    def __init__(self) -> None:
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Know of nothing: in a forked process, whose lock a thread that is gone may hold."""
+        self._free = threading.Condition()
+        self._busy: Counter[str] = Counter()
+        self._dead: OrderedDict[str, float] = OrderedDict()
+
+    @contextmanager
+    def turn(self, host: str, *, is_trusted: bool) -> Iterator[None]:
+        """Wait until a host has fewer than `_PER_HOST` requests.
+
+        Raises:
+            Unreachable: nobody could reach it a moment ago; a trusted one is tried all the same.
+        """
+        with self._free:
+            self._free.wait_for(lambda: self._busy[host] < _PER_HOST)
+            if not is_trusted and self._dead.get(host, 0.0) > time.monotonic():
+                raise wire.Unreachable("nor a moment ago")
+            self._busy[host] += 1
+        try:
+            yield
+        except wire.Unreachable:
+            self._bury(host)
+            raise
+        finally:
+            with self._free:
+                self._busy[host] -= 1
+                if not self._busy[host]:
+                    del self._busy[host]
+                self._free.notify_all()
+
+    def _bury(self, host: str) -> None:
+        with self._free:
+            self._dead[host] = time.monotonic() + _DEAD_S
+            self._dead.move_to_end(host)
+            if len(self._dead) > _DEAD_HOSTS:
+                self._dead.popitem(last=False)
