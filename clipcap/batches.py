@@ -114,3 +114,19 @@ def batches(data: Captions, settings: TrainSettings) -> Iterator[Tensor]:
             parts.extend(torch.split(by_length, settings.batch_size))
         for place in torch.randperm(len(parts), generator=generator).tolist():
             yield parts[place].to(data.row_S.device)
+
+
+def image_batches(data: Captions, settings: TrainSettings) -> Iterator[Tensor]:
+    """Yield the captions of each batch for ever, those of one image beside each other.
+
+    Images come in another order each epoch; a batch is full even where that parts an image.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    row_S = data.row_S.cpu()
+    images, image_S = torch.unique(row_S, return_inverse=True)
+    while True:
+        shuffled_S = torch.randperm(len(data), generator=generator)
+        place_I = torch.randperm(len(images), generator=generator)
+        order_S = shuffled_S[place_I[image_S[shuffled_S]].argsort(stable=True)]
+        for part in torch.split(order_S, settings.batch_size):
+            yield part.to(data.row_S.device)

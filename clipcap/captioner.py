@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import torch
 from pydantic import JsonValue
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from clipcap import registry, storage
+from clipcap import prepacked, registry, sequences, storage, trees, wording
+from clipcap.candidates import SLOTS, Candidate
 from clipcap.cards import (
     LANGUAGE_MODEL_NAME,
     MAPPER_NAME,
@@ -30,9 +31,10 @@ from clipcap.cards import (
     read_card,
     write_card,
 )
-from clipcap.decoders import Cache, Candidate
 from clipcap.errors import NotFoundError, SettingsError
+from clipcap.trees import Tree
 
+_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ONLY_THIS_FOLDER: Final = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -45,6 +47,7 @@ class Captioner:
         self.mapper = mapper
         self.language_model = language_model
         self.tokenizer = tokenizer
+        self._takes_trees: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -63,9 +66,20 @@ class Captioner:
         self.language_model.eval()
         return self
 
+    def for_captions(self, precision: Literal["fp32", "bf16", "fp16"]) -> Captioner:
+        """Make the language model as fast as it gets here; it can be trained or saved no more.
+
+        Lower precision changes captions where two words are nearly as likely.
+        """
+        self.eval().language_model.requires_grad_(requires_grad=False)
+        self.language_model.to(_DTYPES[precision])
+        prepacked.pack(self.language_model)
+        return self
+
     def prefix(self, embedding_BD: Tensor) -> Tensor:
         """Return `prefix_BPE` for embeddings in the mapper's own scale (`card.normalized`)."""
-        return cast("Tensor", self.mapper(embedding_BD.to(self.device)))
+        prefix_BPE: Tensor = self.mapper(embedding_BD.to(self.device))
+        return prefix_BPE.to(self.language_model.dtype)
 
     def caption(
         self,
@@ -73,11 +87,12 @@ class Captioner:
         norm_B: Tensor | None = None,
         *,
         decode: Choice | None = None,
+        slots: int = SLOTS,
     ) -> list[list[Candidate]]:
         """Caption B stored (L2-normalised) embeddings; candidates of each best first.
 
         `norm_B` is the table's `embedding_norm`, needed where the card says `normalized: false`.
-        `decode` takes the place of the card's own choice.
+        `decode` takes the place of the card's own choice. `slots` images are read at a time.
 
         Raises:
             SettingsError: wrong width, numbers that are not finite, a norm that is missing, an
@@ -89,7 +104,9 @@ class Captioner:
         self.eval()
         with torch.inference_mode():
             prefix_BPE = self.prefix(self.scaled(embedding_BD, norm_B))
-            found: list[list[Candidate]] = decoder.decode(self, prefix_BPE, settings)
+            found: list[list[Candidate]] = decoder.decode(
+                self, prefix_BPE, settings, slots=slots, seeds=sequences.seeds(embedding_BD)
+            )
         return found
 
     def scaled(self, embedding_BD: Tensor, norm_B: Tensor | None) -> Tensor:
@@ -111,28 +128,32 @@ class Captioner:
         Raises:
             SettingsError: the stop text is not one known token, or there is no end token.
         """
-        return stop_token(self.tokenizer, stop)
+        return wording.stop_token(self.tokenizer, stop)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of some tokens, special ones left out."""
         return cast("str", self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def start(self, prefix_BPE: Tensor, max_tokens: int) -> tuple[Tensor, Cache]:
-        """Read the prefix; return `logits_BV` for the first token, and the cache.
+    def spellings(self, word: str) -> list[tuple[int, ...]]:
+        """Return the tokens of a word at the start and inside of a text, large and small.
+
+        Raises:
+            SettingsError: the language model has no token for it.
+        """
+        return wording.spellings(self.tokenizer, word)
+
+    def tree(self, beams: int, max_tokens: int, slots: int) -> Tree:
+        """Return an empty tree for captions of at most so many tokens.
 
         Raises:
             SettingsError: prefix and tokens are longer than the language model can read.
         """
         self.require_room(max_tokens)
-        out = self.language_model(inputs_embeds=prefix_BPE, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1], out.past_key_values
-
-    def advance(self, token_B: Tensor, cache: Cache) -> Tensor:
-        """Read one more token per row into the cache; return `logits_BV` for the next."""
-        out = self.language_model(
-            input_ids=token_B[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1
+        if self._takes_trees is None:
+            self._takes_trees = trees.takes_trees(self.language_model)
+        return trees.of(
+            self.language_model, takes_trees=self._takes_trees, beams=beams, slots=slots
         )
-        return cast("Tensor", out.logits[:, -1])
 
     def require_room(self, max_tokens: int) -> None:
         """Raise `SettingsError` if the language model has no positions for so many tokens."""
@@ -237,30 +258,6 @@ def random_language_model(model_type: str, shape: Mapping[str, JsonValue], *, se
         return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32
         )
-
-
-def stop_token(tokenizer: Any, stop: str | None) -> int:  # noqa: ANN401 - transformers' own types are dynamic
-    """Return the token of a stop text, or the tokenizer's end token for None.
-
-    Raises:
-        SettingsError: the stop text is not one known token, or there is no end token.
-    """
-    if stop is None:
-        if tokenizer.eos_token_id is None:
-            raise SettingsError(
-                "The tokenizer has no end token, so no caption could ever end: set its "
-                '`eos_token`, or give a stop text that is one token, such as `stop: "."`.'
-            )
-        return int(tokenizer.eos_token_id)
-    ids = tokenizer.encode(stop, add_special_tokens=False)
-    unknown = len(ids) == 1 and ids[0] == tokenizer.unk_token_id and stop != tokenizer.unk_token
-    if len(ids) != 1 or unknown:
-        raise SettingsError(
-            f"`stop` must be one token of the language model, but {stop!r} is {len(ids)} tokens or "
-            "unknown to it instead. Choose another stop text, or null for the tokenizer's own end "
-            "token."
-        )
-    return int(ids[0])
 
 
 def require_embeddings(embedding_BD: Tensor, dim: int) -> None:

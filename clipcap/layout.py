@@ -135,6 +135,11 @@ def captioner(out: str, name: str) -> str:
     return f"{out}/captioners/{path_name(name)}"
 
 
+def training(out: str, name: str) -> str:
+    """Return the URL of the state that a killed training goes on from; gone when it is done."""
+    return f"{out}/_training/{path_name(name)}.safetensors"
+
+
 def run_manifest(out: str, run_id: str) -> str:
     """Return the URL of the list of every object that a run left standing."""
     return f"{out}/_manifests/{run_id}.json"

@@ -9,20 +9,42 @@ from pydantic import Field
 from clipcap.settings import Settings
 
 
+class LoraSettings(Settings):
+    """The small matrices that learn beside a language model's own (arXiv:2106.09685)."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rows of the smaller one: how much can be learned."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """What they learn counts alpha / rank times."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of what they read that is left out while they learn."""
+
+
 class TrainSettings(Settings):
     """How mapper and language model are trained; the defaults are the original ClipCap's.
 
     Prefix length and mapper stand in the captioner's card.
     """
 
-    language_model: Literal["frozen", "finetune"] = "finetune"
-    """`frozen` trains the mapper alone, `finetune` the language model with it."""
+    language_model: Literal["frozen", "finetune", "lora"] = "finetune"
+    """`frozen` trains the mapper alone, `finetune` the language model with it, `lora` a little."""
+    lora: LoraSettings = LoraSettings()
+    """How much of the language model learns with `lora`."""
     epochs: int = Field(default=10, ge=1)
     """Times that each caption is seen."""
     steps: int | None = Field(default=None, ge=1)
     """Batches to train on; takes the place of `epochs` when set."""
     batch_size: int = Field(default=40, ge=1)
     """Captions in a batch."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a batch is read in, one after the other: the same gradient in less memory."""
+    packing: bool = True
+    """Whether the captions of an image stand behind one shared prefix: the same loss, far sooner.
+
+    Where a language model cannot read them so, captions of about one length make a batch.
+    """
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the reading; `auto` takes bf16 where the device has it. Weights are fp32."""
     learning_rate: float = Field(default=2e-5, gt=0.0)
     """AdamW's step size at its highest."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -41,5 +63,12 @@ class TrainSettings(Settings):
     """Share of the images that are held out to measure the loss."""
     validations: int = Field(default=10, ge=1)
     """Times that the held-out loss is measured, evenly spread, the last at the end."""
+    measure: Literal["loss", "cider"] = "loss"
+    """What tells the best on the held-out images: `cider` is of greedy captions, and takes longer.
+    """
+    keep: Literal["best", "last"] = "best"
+    """Which weights are kept: the `best` on the held-out images, or those of the `last` step."""
+    patience: int | None = Field(default=None, ge=1)
+    """Training ends after so many measurements without a better one; null: never early."""
     seed: int = Field(default=0, ge=0)
     """Order of the captions, dropout, noise and the images held out."""

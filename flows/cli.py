@@ -31,7 +31,17 @@ COMMANDS: Final = {
         "bench",
         "Measure how fast every stage is here, what waits for what, what to change.",
     ),
+    "import-clipcap": (
+        "convert",
+        "Read a checkpoint of the original ClipCap, FILE, and write it as a captioner to FOLDER.",
+    ),
+    "export-clipcap": ("convert", "Write CAPTIONER as a checkpoint of the original ClipCap, FILE."),
     "models": ("models", "List the models on this machine, and some that can be had."),
+    "evaluate": ("evaluate", "Judge the captions of OUT by what people wrote for the same images."),
+    "compare": (
+        "evaluate",
+        "Say for each metric whether B is better, not worse or worse than A.",
+    ),
     "verify": ("verify", "Check every file of OUT against contract, digests and commits."),
     "doctor": ("doctor", "Look whether everything a run needs is here."),
 }
@@ -54,7 +64,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"flows.commands.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         if not any(parameter.name == "debug" for parameter in command.params):
             command.params.append(_debug_option())
         return command

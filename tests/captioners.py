@@ -66,6 +66,7 @@ def tiny_captioner(
     stop_bonus: float = 0.0,
     normalized: bool = True,
     prefix_length: int = 4,
+    mapper: str = "mlp",
 ) -> Captioner:
     """Return a captioner that reads embeddings of 16 numbers."""
     card = Card(
@@ -76,6 +77,7 @@ def tiny_captioner(
         ),
         normalized=normalized,
         prefix_length=prefix_length,
+        mapper=Choice(name=mapper),
         decode=Choice(name="beam", settings={"max_tokens": 12}),
     )
     model = language_model(seed, sharpness, stop_bonus)

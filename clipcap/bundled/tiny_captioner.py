@@ -7,6 +7,7 @@ from random weights and learns together with the mapper.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -18,8 +19,9 @@ from clipcap.bundled import words
 from clipcap.bundled.scenes import Scene, caption
 from clipcap.captioner import Captioner
 from clipcap.cards import Card, Choice, EncoderFit
+from clipcap.progress import Hooks, Progress
 from clipcap.settings import digest
-from clipcap.trainer import Progress, TrainMetrics, train
+from clipcap.trainer import TrainMetrics, train
 from clipcap.training import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,14 @@ _SHAPE: dict[str, JsonValue] = {
     "n_positions": 96, "n_embd": 128, "n_layer": 2, "n_head": 4,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
+_TOLD = {
+    "language_model", "epochs", "steps", "batch_size", "learning_rate", "warmup_steps",
+    "weight_decay", "clip_norm", "embedding_noise", "max_tokens", "stop", "validation_share",
+    "validations", "seed",
+}  # fmt: skip
+"""The settings that the shipped card tells; the others are off."""
+_PLAIN: dict[str, Any] = {"packing": False, "precision": "fp32", "keep": "last"}
+"""One caption a row in float32: so the weights that are shipped were made."""
 
 
 def settings(seed: int, epochs: int) -> TrainSettings:
@@ -50,6 +60,7 @@ def settings(seed: int, epochs: int) -> TrainSettings:
         max_tokens=MAX_TOKENS,
         validation_share=0.02,
         seed=seed,
+        **_PLAIN,
     )
 
 
@@ -65,9 +76,11 @@ def make(
     language_model = captioners.random_language_model("gpt2", _SHAPE | ends, seed=chosen.seed)
     captions = [[caption(scene)] for scene in scenes]
     captioner = captioners.new(_card(encoder_folder), language_model, tokenizer, seed=chosen.seed)
-    metrics = train(embedding_ND, captions, captioner, chosen, on_progress=_log_progress)
-    told = _training(chosen, metrics, digest(captions))
-    captioner.card = captioner.card.model_copy(update={"training": told})
+    metrics = train(
+        embedding_ND, captions, captioner, chosen, hooks=Hooks(on_progress=_log_progress)
+    )
+    training = told(chosen, metrics, digest(captions))
+    captioner.card = captioner.card.model_copy(update={"training": training})
     return captioner
 
 
@@ -87,11 +100,10 @@ def _card(encoder_folder: Path) -> Card:
     )
 
 
-def _training(
-    chosen: TrainSettings, metrics: TrainMetrics, data_digest: str
-) -> dict[str, JsonValue]:
+def told(chosen: TrainSettings, metrics: TrainMetrics, data_digest: str) -> dict[str, JsonValue]:
+    """Return what the card says of the training."""
     return {
-        "settings": chosen.model_dump(mode="json"),
+        "settings": chosen.model_dump(mode="json", include=_TOLD),
         "captions": metrics.captions_trained,
         "validation_loss": metrics.validation_loss,
         "data_sha256": data_digest,

@@ -208,7 +208,7 @@ def _build(ref: models.EncoderRef, wanted: _Wanted, device: torch.device) -> Enc
     import torch  # noqa: PLC0415 - as above
     from safetensors import SafetensorError  # noqa: PLC0415 - as above
 
-    from clipcap import forward, precision  # noqa: PLC0415 - they import torch
+    from clipcap import forward, precision, prepacked  # noqa: PLC0415 - they import torch
 
     local = ref.model_spec.startswith(models.LOCAL)
     _LOG.info("loading encoder %s on %s", ref.model_id, device)
@@ -227,6 +227,7 @@ def _build(ref: models.EncoderRef, wanted: _Wanted, device: torch.device) -> Enc
         _require_same_preprocess(ref, model.visual.preprocess_cfg)
         model.eval().visual.to(memory_format=torch.channels_last)  # as pixels lie
         chosen = precision.apply(model, wanted, ref, device)
+        prepacked.pack(model)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"{device} must have memory for {ref.model_id}, but has not. Free it, take "

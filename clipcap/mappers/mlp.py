@@ -17,6 +17,8 @@ class Settings(BaseSettings):
 
     hidden_ratio: float = Field(default=0.5, gt=0.0)
     """Hidden width as a share of the prefix's P * E numbers; 0.5 as in the original."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of hidden numbers left out while it learns; 0 in the original."""
 
 
 class Mapper(nn.Module):
@@ -30,7 +32,9 @@ class Mapper(nn.Module):
         self.prefix_length = prefix_length
         self.dim_lm = dim_lm
         self.model = nn.Sequential(
-            nn.Linear(dim_clip, dim_hidden), nn.Tanh(), nn.Linear(dim_hidden, dim_out)
+            nn.Linear(dim_clip, dim_hidden),
+            nn.Sequential(nn.Tanh(), nn.Dropout(settings.dropout)),  # without a name of its own
+            nn.Linear(dim_hidden, dim_out),
         )
 
     def forward(self, embedding_BD: Tensor) -> Tensor:

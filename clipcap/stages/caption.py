@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,15 +26,17 @@ from clipcap.settings import Settings, canonical_json, digest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from clipcap.candidates import Candidate
     from clipcap.captioner import Captioner
-    from clipcap.decoders import Candidate
 
 VERSION: Final = 1
 """Raised by hand when the meaning of a caption row changes."""
 CLIPSCORE_WEIGHT: Final = 2.5  # arXiv:2104.08718, equation 1
 _NGRAM: Final = 3
+_NEW: Final = {"rank_by", "precision"}
+_TURNS: Final = 16  # batches of prefixes that are held at a time
 _LOCK = Lock()
-_LOADED: dict[tuple[str, str], Captioner] = {}
+_LOADED: dict[tuple[str, str, str], Captioner] = {}
 
 
 class CaptionSettings(Settings):
@@ -44,6 +46,11 @@ class CaptionSettings(Settings):
     """`bundled`, or a captioner folder (card, mapper, language model)."""
     decode: Choice | None = None
     """Decoder and its settings, in the place of those on the card, such as `{"name": "greedy"}`."""
+    rank_by: Literal["logprob", "clip_score"] = "logprob"
+    """Which candidate is the caption: the likeliest, or the nearest to the image (CLIPScore)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the language model. `bf16` is twice as fast where the processor has it, and other captions
+    come where two words are nearly as likely."""
 
 
 class CaptionSpeed(Settings):
@@ -52,7 +59,7 @@ class CaptionSpeed(Settings):
     device: str = "auto"
     """`auto` takes a GPU if there is one; also `cpu`, `cuda`, `cuda:1`."""
     batch_size: int = Field(default=64, gt=0)
-    """Images captioned at a time."""
+    """Images captioned at a time; one that is done leaves its place to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class Chosen:
     card: Card
     sha256: str
     decode: Choice
+    settings: CaptionSettings
 
 
 def choose(settings: CaptionSettings, encoder: EmbedSettings) -> Chosen:
@@ -81,7 +89,8 @@ def choose(settings: CaptionSettings, encoder: EmbedSettings) -> Chosen:
         preprocess_sha256=ref.preprocess_sha256,
         dim=ref.dim,
     )
-    return Chosen(folder, card, cards.captioner_digest(folder), settings.decode or card.decode)
+    decode = settings.decode or card.decode
+    return Chosen(folder, card, cards.captioner_digest(folder), decode, settings)
 
 
 def caption(
@@ -104,7 +113,9 @@ def caption(
     source = embedding.committed(shard, ref, out=run.out)
     _require_fit(chosen.card, source)
     decode = chosen.decode.model_dump(mode="json")
-    recipe = digest(["caption", VERSION, layout.CONTRACT, source.recipe, chosen.sha256, decode])
+    how = [decode, settings.model_dump(include=_NEW, exclude_defaults=True)]
+    how = [part for part in how if part]  # what nobody has asked for is as it always was
+    recipe = digest(["caption", VERSION, layout.CONTRACT, source.recipe, chosen.sha256, *how])
     wanted = Fingerprint(recipe, source.metadata["members"])
     url = layout.captions(run.out, shard, captioner_id=chosen.card.captioner_id)
     found = rows.standing(url, wanted)
@@ -177,9 +188,12 @@ def load(chosen: Chosen, speed: CaptionSpeed) -> Captioner:
 
     device = str(choose_device(speed.device))
     with _LOCK:
-        if (chosen.sha256, device) not in _LOADED:
-            _LOADED[chosen.sha256, device] = captioner.load(chosen.folder, device)
-        return _LOADED[chosen.sha256, device]
+        key = (chosen.sha256, chosen.settings.precision, device)
+        if key not in _LOADED:
+            _LOADED[key] = captioner.load(chosen.folder, device).for_captions(
+                chosen.settings.precision
+            )
+        return _LOADED[key]
 
 
 def _caption_rows(
@@ -192,19 +206,23 @@ def _caption_rows(
 
     captioner = load(chosen, speed)
     texts = embedding.load(encoder, Speed(device=speed.device))
-    for at in range(0, todo.num_rows, speed.batch_size):
-        part = todo.slice(at, speed.batch_size)
+    size = _TURNS * speed.batch_size
+    for at in range(0, todo.num_rows, size):
+        part = todo.slice(at, size)
         embedding_BD = tables.vectors(part)
         norm_B = torch.tensor(part["embedding_norm"].to_numpy())
         began = time.perf_counter()
-        found_BK = captioner.caption(torch.tensor(embedding_BD), norm_B, decode=chosen.decode)
+        found_BK = captioner.caption(
+            torch.tensor(embedding_BD), norm_B, decode=chosen.decode, slots=speed.batch_size
+        )
         flat = [candidate.text for found_K in found_BK for candidate in found_K]
         text_ND = texts.encode_texts(flat).numpy()
         made.model_s += time.perf_counter() - began
         scores = _clip_scores(embedding_BD, text_ND, [len(found_K) for found_K in found_BK])
         columns = part.select(["image_id", "key", "source_uri", "content_sha256"]).to_pylist()
         for row, found_K, score_K in zip(columns, found_BK, scores, strict=True):
-            made.rows.append({**row, **_row(found_K, score_K), **_signed(chosen, run)})
+            ranked = sorted(zip(found_K, score_K, strict=True), key=_RANKS[chosen.settings.rank_by])
+            made.rows.append({**row, **_row(ranked), **_signed(chosen, run)})
     return made
 
 
@@ -220,21 +238,32 @@ def _clip_scores(
     return [score_N[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
 
-def _row(found_K: Sequence[Candidate], score_K: Sequence[float]) -> dict[str, Any]:
+def _likelihood(found: tuple[Candidate, float]) -> float:
+    return -found[0].logprob_mean
+
+
+def _nearness(found: tuple[Candidate, float]) -> float:
+    return -found[1]
+
+
+_RANKS: Final = {"logprob": _likelihood, "clip_score": _nearness}
+
+
+def _row(ranked: Sequence[tuple[Candidate, float]]) -> dict[str, Any]:
     """Return what the captions table says of one image; the first candidate is the caption."""
-    best = found_K[0]
+    best, score = ranked[0]
     text = best.text.strip()
     return {
         "caption": text or None,
         "caption_raw": best.text,
         "status": "ok" if text else "suppressed",
-        "clip_score": score_K[0],
+        "clip_score": score,
         "logprob_mean": best.logprob_mean,
         "token_count": len(best.token_ids),
         "finish_reason": best.finish_reason,
         "candidates": [
             {"text": one.text.strip(), "logprob_mean": one.logprob_mean, "clip_score": score}
-            for one, score in zip(found_K, score_K, strict=True)
+            for one, score in ranked
         ],
         "review_reasons": review_reasons(text, best.finish_reason),
         "created_at": datetime.now(UTC),

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from pydantic import Field
 
-from clipcap import cards, embedding, layout, manifest, models, storage, tables
+from clipcap import captionfiles, cards, embedding, layout, models, pairs, storage, tables
 from clipcap.cards import Card, Choice, EncoderFit
 from clipcap.embedding import EmbedSettings
-from clipcap.errors import NotFoundError, SettingsError
 from clipcap.layout import Run
 from clipcap.models import EncoderRef
 from clipcap.settings import Settings, digest
@@ -23,11 +22,12 @@ from clipcap.training import TrainSettings as LoopSettings
 
 if TYPE_CHECKING:
     from clipcap.captioner import Captioner
+    from clipcap.resume import Checkpoint
     from clipcap.trainer import TrainMetrics
 
 log = logging.getLogger(__name__)
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised by hand when training the same data gives another captioner."""
 
 
@@ -38,6 +38,8 @@ class TrainSettings(Settings):
     """Name of the new captioner; its folder is `captioners/NAME` in the output."""
     start: str = models.BUNDLED
     """Captioner whose language model training starts from, or the folder of a transformers one."""
+    captions: str = ""
+    """File of captions, joined by key, address or file name; empty: those that images came with."""
     mapper: Choice = Choice(name="mlp")
     """File of `clipcap/mappers` and its settings."""
     prefix_length: int = Field(default=10, gt=0)
@@ -46,6 +48,8 @@ class TrainSettings(Settings):
     """`auto` takes a GPU if there is one; also `cpu`, `cuda`, `cuda:1`."""
     loop: LoopSettings = LoopSettings()
     """Loss, steps and rates."""
+    checkpoint_steps: int = Field(default=500, gt=0)
+    """Steps after which a killed training goes on, besides measurements; changes no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Trained:
     validation_loss: float | None
     was_there: bool
     seconds: float
+    captions_unmatched: int = 0
+    """Captions of the file whose image the output does not have."""
 
 
 def train(run: Run, *, settings: TrainSettings, encoder: EmbedSettings) -> Trained:
@@ -71,80 +77,50 @@ def train(run: Run, *, settings: TrainSettings, encoder: EmbedSettings) -> Train
     """
     began = time.time()
     ref = embedding.reference(encoder)
-    pairs = _pairs(run.out, ref)
-    fingerprint = _fingerprint(pairs, settings, embedding.recipe(encoder, ref))
-    folder = layout.captioner(run.out, settings.name)
-    count = sum(len(texts) for texts in pairs["reference_captions"].to_pylist())
-    if (old := _existing(folder)) is not None and old.training.get("fingerprint") == fingerprint:
-        loss = old.training.get("validation_loss")
-        return Trained(
-            folder=folder,
-            captioner_id=settings.name,
-            images=pairs.num_rows,
-            captions=count,
-            loss=None,
-            validation_loss=loss if isinstance(loss, float) else None,
-            was_there=True,
-            seconds=time.time() - began,
-        )
-    metrics = _train(pairs, ref, folder, settings=settings, fingerprint=fingerprint)
-    last = metrics.curve[-1].loss if metrics.curve else None
-    seconds = time.time() - began
-    log.info(
-        "train %s: %d images, %d captions, loss %s, %.1f s",
-        settings.name, pairs.num_rows, count, last, seconds,
-    )  # fmt: skip
-    return Trained(
+    joined = captionfiles.join(settings.captions, run.out) if settings.captions else None
+    found = pairs.read(run.out, ref, joined)
+    fingerprint = _fingerprint(found, settings, embedding.recipe(encoder, ref))
+    folder, state_url = (
+        made(run.out, settings.name) for made in (layout.captioner, layout.training)
+    )
+    old = _existing(folder)
+    was_there = old is not None and old.training.get("fingerprint") == fingerprint
+    done = Trained(
         folder=folder,
         captioner_id=settings.name,
-        images=pairs.num_rows,
-        captions=count,
-        loss=last,
-        validation_loss=metrics.validation_loss,
-        was_there=False,
-        seconds=seconds,
+        images=found.num_rows,
+        captions=sum(len(texts) for texts in found["reference_captions"].to_pylist()),
+        loss=None,
+        validation_loss=_validation_loss(old) if was_there else None,
+        was_there=was_there,
+        seconds=0.0,
+        captions_unmatched=joined.unmatched if joined is not None else 0,
     )
+    if not was_there:
+        from clipcap.resume import Checkpoint
+
+        checkpoint = Checkpoint(state_url, fingerprint)
+        metrics = _train(found, _untrained(ref, settings), folder, checkpoint, settings)
+        last = metrics.curve[-1].loss if metrics.curve else None
+        done = replace(done, loss=last, validation_loss=metrics.validation_loss)
+    storage.delete(state_url)
+    done = replace(done, seconds=time.time() - began)
+    log.info(
+        "train %s: %d images, %d captions, loss %s, %.1f s",
+        settings.name, done.images, done.captions, done.loss, done.seconds,
+    )  # fmt: skip
+    return done
 
 
-def _pairs(out: str, ref: EncoderRef) -> pa.Table:
-    """Return embeddings beside the captions of the same image and content, sorted by `image_id`."""
-    parts = []
-    columns = ["image_id", "content_sha256", "embedding", "embedding_norm"]
-    for shard in manifest.shards(out):
-        captioned = tables.read(
-            layout.manifest(out, shard),
-            columns=["image_id", "content_sha256", "reference_captions"],
-        )
-        lists = captioned["reference_captions"].to_pylist()
-        captioned = captioned.filter(pa.array([bool(texts) for texts in lists], pa.bool_()))
-        if captioned.num_rows == 0:
-            continue
-        url = layout.embeddings(out, shard, model_id=ref.model_id)
-        embedded = {row["image_id"]: row for row in tables.read(url, columns=columns).to_pylist()}
-        for row in captioned.to_pylist():
-            vector = embedded.get(row["image_id"])
-            if vector is None or vector["content_sha256"] != row["content_sha256"]:
-                raise NotFoundError(
-                    f"The image {row['image_id']} of {shard} is not embedded: embed first."
-                )
-            parts.append({**vector, "reference_captions": row["reference_captions"]})
-    if not parts:
-        raise SettingsError(
-            f"No image in {out} has captions to learn from. Put a .txt or .json file beside each "
-            "image, or give the shard stage a captions file, and run `clipcap shard` and `clipcap "
-            "embed` again."
-        )
-    parts.sort(key=lambda row: str(row["image_id"]))
-    schema = tables.embeddings_schema(ref.dim)
-    texts = pa.field("reference_captions", tables.STRINGS)
-    wanted = pa.schema([*(schema.field(name) for name in columns), texts])
-    return tables.from_rows(parts, wanted)
+def _validation_loss(card: Card | None) -> float | None:
+    loss = card.training.get("validation_loss") if card is not None else None
+    return loss if isinstance(loss, float) else None
 
 
-def _fingerprint(pairs: pa.Table, settings: TrainSettings, embed_recipe: str) -> str:
-    chosen = settings.model_dump(mode="json", exclude={"device"})
+def _fingerprint(found: pa.Table, settings: TrainSettings, embed_recipe: str) -> str:
+    chosen = settings.model_dump(mode="json", exclude={"device", "checkpoint_steps", "captions"})
     data = [
-        pairs[name].to_pylist() for name in ("image_id", "content_sha256", "reference_captions")
+        found[name].to_pylist() for name in ("image_id", "content_sha256", "reference_captions")
     ]
     return digest(["train", VERSION, embed_recipe, chosen, _start_digest(settings.start), data])
 
@@ -167,31 +143,53 @@ def _existing(folder: str) -> Card | None:
 
 
 def _train(
-    pairs: pa.Table, ref: EncoderRef, folder: str, *, settings: TrainSettings, fingerprint: str
+    found: pa.Table,
+    captioner: Captioner,
+    folder: str,
+    checkpoint: Checkpoint,
+    settings: TrainSettings,
 ) -> TrainMetrics:
     import torch
 
-    from clipcap import trainer
+    from clipcap import trainer, validation
     from clipcap.encoders.openclip import choose_device
+    from clipcap.progress import Hooks
 
-    captioner = _untrained(ref, settings).to(choose_device(settings.device))
-    embedding_ND = torch.tensor(tables.vectors(pairs))
-    scaled_ND = captioner.scaled(embedding_ND, torch.tensor(pairs["embedding_norm"].to_numpy()))
-    metrics = trainer.train(
-        scaled_ND, pairs["reference_captions"].to_pylist(), captioner, settings.loop
+    captioner.to(choose_device(settings.device))
+    embedding_ND = torch.tensor(tables.vectors(found))
+    norm_N = torch.tensor(found["embedding_norm"].to_numpy())
+    captions = found["reference_captions"].to_pylist()
+    by_cider = settings.loop.measure == "cider"
+    hooks = Hooks(
+        load=checkpoint.load,
+        save=checkpoint.save,
+        save_steps=settings.checkpoint_steps,
+        score=validation.cider(embedding_ND, norm_N, captions) if by_cider else None,
     )
-    every = max(1, len(metrics.curve) // 100)
-    training = {
-        "fingerprint": fingerprint,
-        "settings": settings.loop.model_dump(mode="json"),
-        "images": pairs.num_rows,
-        "captions": metrics.captions_trained,
-        "validation_loss": metrics.validation_loss,
-        "losses": [progress.loss for progress in metrics.curve[::every]],
-    }
+    scaled_ND = captioner.scaled(embedding_ND, norm_N)
+    metrics = trainer.train(scaled_ND, captions, captioner, settings.loop, hooks=hooks)
+    told = {"fingerprint": checkpoint.fingerprint, "images": found.num_rows}
+    training = told | _told(metrics, settings)
     captioner.card = captioner.card.model_copy(update={"training": training})
     _save(captioner, folder)
     return metrics
+
+
+def _told(metrics: TrainMetrics, settings: TrainSettings) -> dict[str, Any]:
+    """Return what the card says of a training."""
+    every = max(1, len(metrics.curve) // 100)
+    return {
+        "settings": settings.loop.model_dump(mode="json"),
+        "captions": metrics.captions_trained,
+        "validation_loss": metrics.validation_loss,
+        "best_step": metrics.best_step,
+        "validation": [
+            {"step": now.step, "loss": now.validation_loss, "score": now.validation_score}
+            for now in metrics.curve
+            if now.validation_loss is not None
+        ],
+        "losses": [progress.loss for progress in metrics.curve[::every]],
+    }
 
 
 def _untrained(ref: EncoderRef, settings: TrainSettings) -> Captioner:

@@ -90,6 +90,7 @@ def label(out: str, settings: NightlySettings, **how: bool) -> None:
     TrainingSettings,
     Choice("--name", ("train.name",), (TrainSettings, "name")),
     Choice("--start", ("train.start",), (TrainSettings, "start")),
+    Choice("--captions", ("train.captions",), (TrainSettings, "captions")),
     Choice("--epochs", ("train.loop.epochs",), (LoopSettings, "epochs"), int),
     Choice("--steps", ("train.loop.steps",), (LoopSettings, "steps"), int),
     Choice(

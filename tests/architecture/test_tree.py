@@ -62,13 +62,19 @@ def test_only_named_errors_are_caught() -> None:
     assert found == []
 
 
+def is_safe(call: ast.Call) -> bool:
+    """Tell whether a call says itself that nothing is run."""
+    said = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+    return dotted(call.func) == "torch.load" and said.get("weights_only") is True
+
+
 def test_nothing_is_asserted_unpickled_or_printed() -> None:
     found = []
     for path, module in sources().items():
         refused = UNSAFE_CALLS if path.startswith(MAY_PRINT) else UNSAFE_CALLS | {"print"}
         nodes = [node for node in ast.walk(module) if isinstance(node, ast.Call | ast.Assert)]
         for node in nodes:
-            if isinstance(node, ast.Assert) or dotted(node.func) in refused:
+            if isinstance(node, ast.Assert) or (dotted(node.func) in refused and not is_safe(node)):
                 found.append(f"{path}:{node.lineno}")
     assert found == []
 

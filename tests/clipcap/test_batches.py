@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from clipcap.batches import Captions, batches, held_out, tokenised
+from clipcap.batches import Captions, batches, held_out, image_batches, tokenised
 from clipcap.errors import SettingsError
 from clipcap.training import TrainSettings
 from tests.captioners import STOP, WORDS, word_tokenizer
@@ -86,6 +86,21 @@ def test_a_batch_has_captions_of_about_one_length() -> None:
     positions = sum(batch.token_ST.numel() for batch in taken)
     assert positions < 1.1 * int(data.length_S.sum())
     assert data.token_ST.numel() > 1.7 * int(data.length_S.sum())
+
+
+def test_packed_batches_hold_whole_images_and_every_caption_once_an_epoch() -> None:
+    data, settings = many(), TrainSettings(batch_size=32)
+    order = image_batches(data, settings)
+    count = -(-len(data) // 32)
+    epochs = [[next(order) for _ in range(count)] for _ in range(2)]
+    for parts in epochs:
+        assert torch.cat(parts).sort().values.tolist() == list(range(len(data)))
+        assert {len(part) for part in parts[:-1]} == {32}
+        images = [set(data.row_S[part].tolist()) for part in parts]
+        assert sum(map(len, images)) <= len(set.union(*images)) + count  # parted at an end only
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    again = image_batches(data, settings)
+    assert all(torch.equal(next(again), part) for part in epochs[0])
 
 
 def test_whole_images_are_held_out_and_never_one_without_captions() -> None:

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pytest
 import torch
 
-from clipcap import registry
+from clipcap import registry, trees
+from clipcap.candidates import Candidate
 from clipcap.captioner import Captioner
-from clipcap.decoders import Candidate
 from clipcap.errors import SettingsError
 from tests.captioners import embeddings, tiny_captioner
+from tests.original import Asked, generate_beam
 
-IMAGES = 60
+IMAGES = 200
 MAX_TOKENS = 14
-
-
-def original_generate_beam(
-    captioner: Captioner, prefix_BPE: torch.Tensor, beam_size: int, temperature: float = 1.0
-) -> list[tuple[tuple[int, ...], float]]:
-    """Beams and scores, best first, as `predict.py` of rmokady/CLIP_prefix_caption finds them.
-
-    One image, no cache: the whole sequence of every beam is read again at each step.
-    """
-    stop = captioner.stop_token(".")
-    embed = captioner.language_model.get_input_embeddings()
-    lengths = torch.ones(beam_size)
-    stopped = torch.zeros(beam_size, dtype=torch.bool)
-    generated = prefix_BPE
-    tokens = scores = torch.empty(0)
-    for step in range(MAX_TOKENS):
-        logits = captioner.language_model(inputs_embeds=generated).logits[:, -1, :] / temperature
-        logp = logits.softmax(-1).log()
-        if step == 0:
-            first_scores, first_tokens = logp.topk(beam_size, -1)
-            generated = generated.expand(beam_size, *generated.shape[1:])
-            next_tokens, scores = first_tokens.permute(1, 0), first_scores.squeeze(0)
-            tokens = next_tokens
-        else:
-            logp[stopped] = -float("inf")
-            logp[stopped, 0] = 0
-            sums = scores[:, None] + logp
-            lengths[~stopped] += 1
-            averages, places = (sums / lengths[:, None]).view(-1).topk(beam_size, -1)
-            source = places // sums.shape[1]
-            lengths = lengths[source]
-            next_tokens = (places % sums.shape[1]).unsqueeze(1)
-            tokens = torch.cat((tokens[source], next_tokens), dim=1)
-            generated = generated[source]
-            scores = averages * lengths
-            stopped = stopped[source]
-        read = embed(next_tokens.reshape(-1)).view(beam_size, 1, -1)
-        generated = torch.cat((generated, read), dim=1)
-        stopped = stopped | next_tokens.eq(stop).reshape(-1)
-        if stopped.all():
-            break
-    scores = scores / lengths
-    return [
-        (tuple(tokens[k, : int(lengths[k])].tolist()), float(scores[k]))
-        for k in scores.argsort(descending=True).tolist()
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,33 +24,87 @@ def captioner() -> Captioner:
 
 
 @torch.inference_mode()
-def ours(captioner: Captioner, batch_size: int, **settings: float) -> list[list[Candidate]]:
+def ours(
+    captioner: Captioner, batch_size: int, *, slots: int = 64, **settings: float
+) -> list[list[Candidate]]:
     beam = registry.load("clipcap.decoders", "beam")
     chosen = beam.Settings(max_tokens=MAX_TOKENS, **settings)
     prefix_BPE = captioner.prefix(10 * embeddings(IMAGES))
     found: list[list[Candidate]] = []
     for part in torch.split(prefix_BPE, batch_size):
-        found += beam.decode(captioner, part, chosen)
+        found += beam.decode(captioner, part, chosen, slots=slots)
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, IMAGES])
+@pytest.fixture(scope="module", params=["mlp", "transformer"])
+def any_captioner(request: pytest.FixtureRequest) -> Captioner:
+    return tiny_captioner(0, sharpness=5.0, stop_bonus=2.0, mapper=request.param)
+
+
+@lru_cache
+@torch.inference_mode()
+def wanted(
+    captioner: Captioner, beam_size: int, temperature: float
+) -> list[list[tuple[tuple[int, ...], float]]]:
+    """Return what the original finds for all images."""
+    return [
+        generate_beam(
+            captioner.language_model,
+            captioner.prefix(10 * row[None]),
+            Asked(captioner.stop_token("."), MAX_TOKENS, beam_size, temperature),
+        )
+        for row in embeddings(IMAGES)
+    ]
+
+
+def require_equal(
+    found: list[list[Candidate]], expected: list[list[tuple[tuple[int, ...], float]]]
+) -> None:
+    """Compare tokens, their order, and scores."""
+    for candidates, beams in zip(found, expected, strict=True):
+        assert [candidate.token_ids for candidate in candidates] == [ids for ids, _ in beams]
+        assert [candidate.logprob_mean for candidate in candidates] == pytest.approx(
+            [score for _, score in beams], abs=1e-5
+        )
+
+
 @pytest.mark.parametrize(
     ("beam_size", "temperature"), [(5, 1.0), (1, 1.0), (3, 0.7)], ids=["original", "one", "cool"]
 )
-@torch.inference_mode()
 def test_beam_finds_the_tokens_of_the_original_in_its_order(
-    captioner: Captioner, batch_size: int, beam_size: int, temperature: float
+    any_captioner: Captioner, beam_size: int, temperature: float
 ) -> None:
-    found = ours(captioner, batch_size, beam_size=beam_size, temperature=temperature)
-    for row, candidates in zip(embeddings(IMAGES), found, strict=True):
-        wanted = original_generate_beam(
-            captioner, captioner.prefix(10 * row[None]), beam_size, temperature
-        )
-        assert [candidate.token_ids for candidate in candidates] == [ids for ids, _ in wanted]
-        assert [candidate.logprob_mean for candidate in candidates] == pytest.approx(
-            [score for _, score in wanted], abs=1e-5
-        )
+    expected = wanted(any_captioner, beam_size, temperature)
+    for batch_size in (1, 7, 64):
+        found = ours(any_captioner, batch_size, beam_size=beam_size, temperature=temperature)
+        require_equal(found, expected)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 16])
+@pytest.mark.parametrize("steps", [1, 2, 16])
+def test_neither_places_that_change_hands_nor_a_buffer_that_forgets_changes_a_token(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch, slots: int, steps: int
+) -> None:
+    monkeypatch.setattr(trees, "_STEPS", steps)
+    found = ours(captioner, IMAGES, slots=slots)
+    require_equal(found, wanted(captioner, 5, 1.0))
+
+
+def test_a_model_without_trees_finds_the_same(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_trees = ours(captioner, 64)
+    assert captioner._takes_trees
+    monkeypatch.setattr(captioner, "_takes_trees", False)
+    without = ours(captioner, 64)
+    assert [[c.token_ids for c in row] for row in without] == [
+        [c.token_ids for c in row] for row in with_trees
+    ]
+
+
+def test_packed_layers_find_the_same() -> None:
+    plain, fast = (tiny_captioner(0, sharpness=5.0, stop_bonus=2.0) for _ in range(2))
+    require_equal(ours(fast.for_captions("fp32"), 64), wanted(plain, 5, 1.0))
 
 
 def test_the_comparison_sees_stopped_beams_long_beams_and_both_in_one_image(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from clipcap import cards, layout, storage
-from clipcap.errors import SettingsError
+from clipcap import cards, layout, storage, verify
+from clipcap.errors import ClipcapError, SettingsError
 from clipcap.layout import Run
+from clipcap.resume import Checkpoint
 from clipcap.stages import train
 from clipcap.stages.caption import CaptionSettings
 from clipcap.training import TrainSettings as LoopSettings
@@ -70,6 +73,85 @@ def test_another_caption_trains_anew(tmp_path: Path, tiny: Tiny) -> None:
     (tmp_path / "in" / "drawing-1.txt").write_text("a black dog.")
     run = night(tmp_path / "in", tmp_path / "out", tiny, dt="2026-11-21")[0].run
     assert not train.train(run, settings=settings(tiny), encoder=tiny.encoder).was_there
+
+
+def test_captions_of_a_file_take_the_place_of_those_of_the_images(
+    tmp_path: Path, tiny: Tiny
+) -> None:
+    run = captioned(tmp_path, tiny, ["", "two cats.", "", ""])
+    file = tmp_path / "captions.csv"
+    file.write_text(
+        "image,caption\ndrawing-0.png,a red ball.\ndrawing-0.png,a ball.\n"
+        "drawing-2.png,a tree.\nother.png,a car.\n"
+    )
+    chosen = settings(tiny, captions=str(file))
+    done = train.train(run, settings=chosen, encoder=tiny.encoder)
+    assert (done.images, done.captions, done.captions_unmatched) == (2, 3, 1)
+    moved = file.rename(tmp_path / "moved.csv")
+    chosen = settings(tiny, captions=str(moved))
+    assert train.train(run, settings=chosen, encoder=tiny.encoder).was_there
+
+
+def test_validation_by_cider_is_in_the_card_and_chooses(tmp_path: Path, tiny: Tiny) -> None:
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats.", "a boat.", "a tree.", "a dog."])
+    loop = LOOP.model_copy(update={"measure": "cider", "validation_share": 0.4, "validations": 3})
+    done = train.train(run, settings=settings(tiny, loop=loop), encoder=tiny.encoder)
+    told: Any = cards.read_card(done.folder).training
+    assert [one["step"] for one in told["validation"]] == [2, 4, 6]
+    scores = [one["score"] for one in told["validation"]]
+    assert all(score >= 0.0 for score in scores)
+    assert told["best_step"] == 2 * (1 + scores.index(max(scores)))
+
+
+def test_cider_of_one_image_is_refused(tmp_path: Path, tiny: Tiny) -> None:
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats.", "a boat."])
+    loop = LOOP.model_copy(update={"measure": "cider", "validation_share": 0.3})
+    with pytest.raises(SettingsError, match="at least two images held out"):
+        train.train(run, settings=settings(tiny, loop=loop), encoder=tiny.encoder)
+
+
+class _KilledError(ClipcapError):
+    """Raised where a kill would be."""
+
+
+def test_a_killed_training_goes_on_and_leaves_nothing(
+    tmp_path: Path,
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="clipcap.trainer")
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats.", "a boat.", "a tree."])
+    whole = train.train(run, settings=settings(tiny, name="whole"), encoder=tiny.encoder)
+    again = settings(tiny, name="killed", checkpoint_steps=2)
+    url = layout.training(run.out, "killed")
+    real = storage.write
+
+    def write(target: str, *parts: bytes) -> None:
+        real(target, *parts)
+        if target == url:
+            raise _KilledError
+
+    monkeypatch.setattr(storage, "write", write)
+    with pytest.raises(_KilledError):
+        train.train(run, settings=again, encoder=tiny.encoder)
+    monkeypatch.undo()
+    assert storage.info(url) is not None
+    assert not [one for one in verify.verify(run.out).problems if "_training" in str(one)]
+    other = again.model_copy(update={"checkpoint_steps": 3})  # changes no result
+    done = train.train(run, settings=other, encoder=tiny.encoder)
+    assert "training goes on after step" in caplog.text
+    assert storage.info(url) is None
+    mappers = [storage.read(f"{one.folder}/{cards.MAPPER_NAME}") for one in (whole, done)]
+    assert mappers[0] == mappers[1]
+
+
+def test_what_is_kept_of_other_data_is_not_gone_on_from(tmp_path: Path, tiny: Tiny) -> None:
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats."])
+    url = layout.training(run.out, "mine")
+    Checkpoint(url, "of other captions").save({"weights.0": torch.zeros(3)})
+    train.train(run, settings=settings(tiny), encoder=tiny.encoder)
+    assert storage.info(url) is None
 
 
 def test_an_output_without_captions_says_what_to_do(tmp_path: Path, tiny: Tiny) -> None:

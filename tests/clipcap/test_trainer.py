@@ -13,7 +13,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from clipcap.captioner import Captioner
 from clipcap.errors import SettingsError
-from clipcap.trainer import Progress, TrainMetrics, caption_loss, learning_rate_share, train
+from clipcap.losses import caption_loss
+from clipcap.progress import Hooks, Progress, learning_rate_share
+from clipcap.trainer import TrainMetrics, train
 from clipcap.training import TrainSettings
 from tests.captioners import WORDS, embeddings, tiny_captioner, word_tokenizer
 
@@ -78,8 +80,10 @@ def test_a_frozen_language_model_has_no_gradient_and_does_not_move() -> None:
         *scenes(),
         captioner,
         QUICK.model_copy(update={"language_model": "frozen"}),
-        on_progress=lambda _: gradients.extend(
-            parameter.grad is not None for parameter in captioner.language_model.parameters()
+        hooks=Hooks(
+            on_progress=lambda _: gradients.extend(
+                parameter.grad is not None for parameter in captioner.language_model.parameters()
+            )
         ),
     )
     assert gradients
@@ -225,7 +229,7 @@ def test_one_image_is_for_training() -> None:
 def test_an_epoch_is_every_caption_once() -> None:
     settings = TrainSettings(epochs=3, batch_size=10, validation_share=0.0)
     captioner, seen = tiny_captioner(), list[Progress]()
-    metrics = train(*scenes(), captioner, settings, on_progress=seen.append)
+    metrics = train(*scenes(), captioner, settings, hooks=Hooks(on_progress=seen.append))
     steps = 3 * math.ceil(metrics.captions_trained / 10)
     assert [p.step for p in seen] == list(range(1, steps + 1))
     assert {p.steps for p in seen} == {steps}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipcap import registry
+from clipcap import registry, sequences
+from clipcap.candidates import Candidate
 from clipcap.captioner import Captioner
-from clipcap.decoders import Candidate
 from clipcap.errors import SettingsError
 from tests.captioners import DIM_CLIP, STOP, embeddings, tiny_captioner
 
@@ -29,7 +29,10 @@ def decode(
     decoder = registry.load("clipcap.decoders", name)
     prefix_BPE = captioner.prefix(10 * embedding_BD)
     found: list[list[Candidate]] = decoder.decode(
-        captioner, prefix_BPE, decoder.Settings(max_tokens=max_tokens)
+        captioner,
+        prefix_BPE,
+        decoder.Settings(max_tokens=max_tokens),
+        seeds=sequences.seeds(embedding_BD),
     )
     return found
 

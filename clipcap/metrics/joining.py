@@ -1,0 +1,119 @@
+"""An output and the name of a captioner in, its captions beside what people wrote out, by image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Final
+
+from clipcap import layout, manifest, tables
+from clipcap.errors import NotFoundError, SettingsError
+from clipcap.keys import path_name
+
+_CAPTIONS: Final = ["image_id", "content_sha256", "caption", "clip_score"]
+_MANIFEST: Final = ["image_id", "content_sha256", "source_uri", "reference_captions"]
+
+
+@dataclass(slots=True)
+class Joined:
+    """Captions beside references, one row an image, by `image_id`; and what could not be joined."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    models: set[str] = field(default_factory=set)
+    captioner_id: str = ""
+    without_references: int = 0
+    without_caption: int = 0
+
+
+def captioners(out: str) -> list[str]:
+    """Return the names of the captioners that an output has captions by."""
+    folders = {layout.folder_of(found.url) for found in manifest.objects(out, "captions")}
+    return sorted(folder.rpartition("/captioner=")[2] for folder in folders)
+
+
+def choose(out: str, wanted: str | None) -> str:
+    """Return the captioner that was asked for, or the only one.
+
+    Raises:
+        SettingsError: there are no captions, none by that captioner, or by several and none named.
+    """
+    here = captioners(out)
+    if not here:
+        raise SettingsError(
+            f"There must be captions in {out} to judge, but there are none. "
+            f"`clipcap caption {out}` writes some."
+        )
+    named = ", ".join(here)
+    if wanted is None:
+        if len(here) > 1:
+            raise SettingsError(
+                f"{out} has captions by several captioners: {named}. Choose one with --captioner."
+            )
+        return here[0]
+    if (name := path_name(wanted)) in here:
+        return name
+    near = get_close_matches(name, here, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise SettingsError(f"{out} has no captions by {wanted!r}.{hint} It has captions by: {named}.")
+
+
+def joined(out: str, name: str, among: Sequence[str] = ()) -> Joined:
+    """Return the images that have both references and a caption of the same content.
+
+    Args:
+        out: the canonical URL of the output.
+        name: the captioner, as `choose` returns it.
+        among: other captioners that must have captioned an image too.
+
+    Raises:
+        SettingsError: there is no such image.
+    """
+    found = _by_one(out, name)
+    for other in among:
+        theirs = {row["image_id"] for row in _by_one(out, choose(out, other)).rows}
+        found.rows = [row for row in found.rows if row["image_id"] in theirs]
+    if not found.rows:
+        raise SettingsError(_nothing(out, ", ".join((name, *among)), found))
+    return found
+
+
+def _by_one(out: str, name: str) -> Joined:
+    found = Joined()
+    for shard in manifest.shards(out):
+        said = _captions(layout.captions(out, shard, captioner_id=name), found)
+        for row in tables.read(layout.manifest(out, shard), _MANIFEST).to_pylist():
+            texts = [text for text in row["reference_captions"] or () if text.strip()]
+            caption = said.get((row["image_id"], row["content_sha256"]))
+            if not texts:
+                found.without_references += caption is not None
+            elif caption is None:
+                found.without_caption += 1
+            else:
+                found.rows.append({**row, **caption, "reference_captions": texts})
+    found.rows.sort(key=lambda row: str(row["image_id"]))
+    return found
+
+
+def _captions(url: str, joined: Joined) -> Mapping[tuple[str, str], dict[str, Any]]:
+    try:
+        table = tables.read(url, _CAPTIONS)
+    except NotFoundError:
+        return {}
+    footer = tables.metadata(table)
+    joined.models.add(footer.get("model_id", ""))
+    joined.captioner_id = footer.get("captioner_id", "")
+    return {(row["image_id"], row["content_sha256"]): row for row in table.to_pylist()}
+
+
+def _nothing(out: str, name: str, joined: Joined) -> str:
+    if joined.without_caption:
+        return (
+            f"No image of {out} has both references and a caption by {name}: "
+            f"{joined.without_caption} have references alone. Caption them first."
+        )
+    return (
+        f"No image of {out} has captions that people wrote, so there is nothing to judge "
+        f"{joined.without_references} captions by. Put a .txt or .json file beside each image, and "
+        "run `clipcap shard` again."
+    )
