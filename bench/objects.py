@@ -285,14 +285,8 @@ def _print(chosen: argparse.Namespace, listed: int, environment: dict[str, str])
 
 
 def _run(command: list[str], environment: dict[str, str]) -> list[float]:
-    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        command,
-        env={**os.environ, **environment, **path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    given = {**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: list[float] = json.loads(done.stdout.splitlines()[-1])

@@ -25,7 +25,8 @@ class Candidate:
     token_ids: tuple[int, ...]
     """The tokens, the stop token included."""
     logprob_mean: float
-    """Mean log-probability of the tokens that were written, at the decoder's temperature."""
+    """Mean log-probability of the tokens that were written, at the decoder's temperature; what
+    `end_on_sentence` has cut off counts."""
     finish_reason: FinishReason
     """`stop` if the last token is the stop token, `length` if the limit came first."""
 

@@ -6,6 +6,7 @@ and no code from a folder ever runs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from clipcap.cards import (
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.trees import Tree
 
+_LOG = logging.getLogger(__name__)
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ONLY_THIS_FOLDER: Final = {"local_files_only": True, "trust_remote_code": False}
 
@@ -151,9 +153,10 @@ class Captioner:
         self.require_room(max_tokens)
         if self._takes_trees is None:
             self._takes_trees = trees.takes_trees(self.language_model)
-        return trees.of(
-            self.language_model, takes_trees=self._takes_trees, beams=beams, slots=slots
-        )
+            if not self._takes_trees:
+                _LOG.info("%s: beams are read as rows, which is slower", self.card.captioner_id)
+        is_tree = self._takes_trees
+        return trees.of(self.language_model, takes_trees=is_tree, beams=beams, slots=slots)
 
     def require_room(self, max_tokens: int) -> None:
         """Raise `SettingsError` if the language model has no positions for so many tokens."""
@@ -170,9 +173,11 @@ class Captioner:
         """Write the folder that `load` reads; the card comes last and makes it count.
 
         Raises:
-            SettingsError: the folder is not on this machine.
+            SettingsError: the folder is not on this machine, or `for_captions` was called.
         """
         path = _local(folder)
+        if any(isinstance(layer, prepacked.Packed) for layer in self.language_model.modules()):
+            raise SettingsError(f"{self.card.captioner_id} was made for captions: load it anew.")
         language_model_path = path / LANGUAGE_MODEL_NAME
         with _no_progress_bar():
             self.language_model.save_pretrained(language_model_path)

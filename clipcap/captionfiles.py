@@ -214,7 +214,7 @@ def _coco(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def _of_text(text: str) -> Told:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     first = lines[0] if lines else ""
     if _FLICKR.fullmatch(first):
         return [_flickr(line) for line in lines]

@@ -7,6 +7,7 @@ tokens before it. `caption_loss` reads one caption a row, `packed_loss` the rows
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import torch
@@ -16,7 +17,9 @@ from torch.nn import functional
 from clipcap.batches import Captions
 from clipcap.captioner import Captioner
 from clipcap.packing import Rows, pack
+from clipcap.trees import has_window
 
+log = logging.getLogger(__name__)
 _TRIED: Final = ((0, 3), (0, 2), (1, 2), (0, 1), (1, 1))  # image and words of the captions tried
 _TOLERANCE: Final = 1e-4  # of the largest logit: float32 differs by 1e-6, a mask not kept by more
 
@@ -76,19 +79,24 @@ def _logits(language_model: Any, prefix_IPE: Tensor, rows: Rows) -> Tensor:  # n
 def can_pack(captioner: Captioner) -> bool:
     """Tell whether the language model gives the same logits for packed rows as for plain ones.
 
-    Not so where it takes no mask of its own, counts positions by itself (ALiBi), carries a state
-    instead of attending, or does something to the logits behind the head. It is tried out on a few
-    short captions of two images.
+    Not so where it takes no mask of its own, counts positions by itself (ALiBi), looks back only so
+    far, carries a state instead of attending, or does something to the logits behind the head. It
+    is tried out on a few short captions of two images.
     """
     language_model = captioner.language_model
+    if has_window(language_model.config):
+        return False
     was_training = language_model.training
     language_model.eval()
     try:
         # Under autocast its rounding would look like a fault.
         with torch.autocast(captioner.device.type, enabled=False):
             return _packs(language_model, captioner.card.prefix_length)
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        return False  # it does not know the arguments, or has no head and body of the usual kind
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        log.debug("reads no packed rows", exc_info=error)  # other arguments, head or body
+        return False
     finally:
         language_model.train(was_training)
 

@@ -2,18 +2,20 @@
 
 A matrix product in torch brings its weights into the order that the processor likes each time.
 oneDNN, which torch uses, can keep them so, and apply a GELU to what is still in a register: the
-same numbers, 5 to 40 percent sooner. These are the operators behind `torch.compile`'s own freezing;
-where a torch or a processor lacks them, layers stay as they are.
+same numbers but for rounding, sooner. These are the operators behind the freezing of
+`torch.compile`; where a torch or a processor lacks them, layers stay as they are.
 """
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+_LOG = logging.getLogger(__name__)
 _TESTED: Final = ((3, 40, 24), (1, 24, 40))  # rows, inputs, outputs
 _NEAR: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 _GELUS: Final = {"NewGELUActivation": "tanh", "GELUTanh": "tanh", "FastGELUActivation": "tanh"}
@@ -125,7 +127,8 @@ def works(dtype: torch.dtype) -> bool:
     try:
         with torch.inference_mode():
             return all(_difference(shape, dtype) <= _NEAR[dtype] for shape in _TESTED)
-    except (RuntimeError, AttributeError, TypeError):  # no such operator, or not for this format
+    except (RuntimeError, AttributeError, TypeError) as error:  # no such operator or format
+        _LOG.info("linear layers are not packed in %s", dtype, exc_info=error)
         return False
 
 

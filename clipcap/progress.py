@@ -113,8 +113,9 @@ class Best:
     @torch.no_grad()
     def put_back(self, weights: Iterable[Tensor]) -> None:
         """Copy the best weights over those of the last step; nothing where none were kept."""
-        for weight, best in zip(weights, self._weights, strict=False):
-            weight.copy_(best)
+        if self._weights:
+            for weight, best in zip(weights, self._weights, strict=True):
+                weight.copy_(best)
 
     def state(self) -> State:
         """Return what `restore` takes."""

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from clipcap import search
 from clipcap.candidates import Candidate, Decodable
 from clipcap.wording import Rules
 
@@ -39,6 +40,26 @@ class Sequences:
         self.score_NK, self.stopped_NK = whole.float(), whole.bool()
         self._token_NKT = whole[:, :, None].expand(-1, -1, self._steps)
         self.step_N = whole[:, 0]
+
+    def found(self, prefix_NPE: Tensor, slots: int) -> list[list[Candidate]]:
+        """Read prefixes, at most so many images at a time; return the candidates of each.
+
+        Raises:
+            SettingsError: the language model has no room for so many tokens.
+        """
+        if not len(prefix_NPE):
+            return []
+        slots = min(slots, len(prefix_NPE))
+        tree = self._captioner.tree(self._beams, self._steps, slots)
+        return search.run(tree, self, prefix_NPE, slots=slots)
+
+    def join(self, images: Sequence[int], logits_BV: Tensor) -> None:
+        """Begin with some more images: choose their first tokens and `open` them."""
+        raise NotImplementedError
+
+    def extend(self, logits_NKV: Tensor) -> None:
+        """Choose the next tokens and `go_on` with them."""
+        raise NotImplementedError
 
     def open(self, images: Sequence[int], token_BK: Tensor, score_BK: Tensor) -> None:
         """Add images with the first tokens of their beams."""
@@ -100,10 +121,11 @@ class Sequences:
         tokens = self._token_NKT[slot].tolist()
         lengths, stopped = self.length_NK[slot].tolist(), self.stopped_NK[slot].tolist()
         averages = average_K.tolist()
-        return [
-            self._candidate(tokens[k][: lengths[k]], averages[k], is_stopped=stopped[k])
-            for k in order_K
-        ]
+        found: dict[tuple[int, ...], Candidate] = {}  # what was cut may have become the same
+        for k in order_K:
+            one = self._candidate(tokens[k][: lengths[k]], averages[k], is_stopped=stopped[k])
+            found.setdefault(one.token_ids, one)
+        return [one for one in found.values() if self._rules.suits(one.text)] or [*found.values()]
 
     def _candidate(self, tokens: list[int], average: float, *, is_stopped: bool) -> Candidate:
         token_ids = tuple(tokens) if is_stopped else self._rules.cut(tokens, self._captioner)

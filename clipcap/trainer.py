@@ -85,11 +85,21 @@ def train(
         )
     stop_token = captioner.stop_token(settings.stop)
     data, counts = tokenised(captions, captioner.tokenizer, stop_token, settings.max_tokens)
+    if counts.cut or counts.blank:
+        log.warning(
+            "%d captions are cut at %d tokens, %d are left out for they say nothing",
+            counts.cut, settings.max_tokens, counts.blank,
+        )  # fmt: skip
     captioner.require_room(data.token_ST.shape[1])
     device = captioner.device
     held_out_N = held_out(data, len(embedding_ND), settings)
     held_out_S = held_out_N[data.row_S]
     training, validation = (data.take(m.nonzero().flatten()) for m in (~held_out_S, held_out_S))
+    if not len(validation) and (settings.patience or settings.measure == "cider"):
+        raise SettingsError(
+            "`patience` and `measure: cider` need images that are held out, but none is: raise "
+            f"`validation_share` ({settings.validation_share:g})."
+        )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         rows = tuple(held_out_N.nonzero().flatten().tolist())

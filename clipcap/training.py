@@ -21,7 +21,9 @@ class LoraSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """How mapper and language model are trained; the defaults are the original ClipCap's.
+    """How mapper and language model are trained.
+
+    Batch size, epochs, learning rate and weight decay are by default the original ClipCap's.
 
     Prefix length and mapper stand in the captioner's card.
     """

@@ -9,12 +9,14 @@ is done.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
+_LOG = logging.getLogger(__name__)
 _STEPS: Final = 16  # tokens of all beams that a buffer has room for at first
 _PROBE: Final = 1e-3  # relative difference of logits that rounding explains, in float32
 
@@ -212,13 +214,20 @@ class Rows:
         self._cache.batch_select_indices(torch.tensor(rows, dtype=torch.long, device=device))
 
 
+def has_window(config: Any) -> bool:  # noqa: ANN401 - as above
+    """Tell whether a language model looks back only so far, by the order of what it has read."""
+    return any(getattr(config, name, None) for name in ("sliding_window", "window_size"))
+
+
 @torch.inference_mode()
 def takes_trees(language_model: Any) -> bool:  # noqa: ANN401 - as above
     """Tell whether a model reads a tree as it reads rows, by having it do both.
 
-    One with positions that come from the order of the keys (ALiBi), with a sliding window or with a
-    state does not.
+    One with positions that come from the order of the keys (ALiBi) or with a state does not; nor
+    does one that forgets what lies far behind, which its configuration tells.
     """
+    if has_window(language_model.config):
+        return False
     generator = torch.Generator().manual_seed(0)
     dim = language_model.get_input_embeddings().weight.shape[1]
     vocabulary = language_model.get_input_embeddings().weight.shape[0]
@@ -231,7 +240,10 @@ def takes_trees(language_model: Any) -> bool:  # noqa: ANN401 - as above
             _probe(tree, prefix_BPE, token_TNK.to(language_model.device), source_NK)
             for tree in (Shared(language_model, 2, 2), Rows(language_model, 2))
         )
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        _LOG.debug("reads no trees", exc_info=error)
         return False
     difference = (found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)
     limit = _PROBE if language_model.dtype == torch.float32 else 50 * _PROBE

@@ -5,11 +5,12 @@ What is forbidden is left out of the choice; log-probabilities stay the language
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from clipcap.errors import SettingsError
@@ -37,16 +38,27 @@ class Wording(Settings):
     max_tokens: int = Field(default=67, ge=1)
     """Tokens after which a caption ends even without the stop text."""
     min_tokens: int = Field(default=0, ge=0)
-    """Tokens before which no stop text is written."""
+    """Tokens, the stop included, that a caption has at least."""
     stop: str | tuple[str, ...] | None = "."
     """The one-token text that ends a caption, or several of them; empty (null) takes the
     tokenizer's own end token."""
     never: tuple[str, ...] = ()
-    """Words or phrases that no caption has, whether large or small; `cat` leaves `cats` alone."""
+    """Words or phrases that are not written. Their tokens do not come, nor longer words that begin
+    with those (`gun` may take `guns` along). A candidate that has one all the same, pieced together
+    from other tokens, is left out, unless all have."""
     no_repeat: int = Field(default=0, ge=0)
     """A caption has no run of so many tokens twice; 0 lets it."""
     end_on_sentence: bool = False
     """A caption that the limit ended is cut behind its last `.`, `!` or `?`, if it has one."""
+
+    @model_validator(mode="after")
+    def _require_room(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"`min_tokens` ({self.min_tokens}) must not be above `max_tokens` "
+                f"({self.max_tokens})"
+            )
+        return self
 
 
 class Rules:
@@ -66,6 +78,13 @@ class Rules:
         spelt = [spelling for word in wording.never for spelling in words.spellings(word)]
         self._tokens = [spelling[0] for spelling in spelt if len(spelling) == 1]
         self._phrases = [spelling for spelling in spelt if len(spelling) > 1]
+        self._never = [
+            re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in wording.never
+        ]
+
+    def suits(self, text: str) -> bool:
+        """Tell whether a text has none of the words that are not wanted."""
+        return not any(word.search(text) for word in self._never)
 
     def is_stop(self, token: Tensor) -> Tensor:
         """Tell which tokens end a caption."""
@@ -152,7 +171,7 @@ def spellings(tokenizer: Any, word: str) -> list[tuple[int, ...]]:  # noqa: ANN4
         SettingsError: the language model has no token for it.
     """
     found: dict[tuple[int, ...], None] = {}
-    for form in (word, word.lower(), word.capitalize()):
+    for form in (word, word.lower(), word.capitalize(), word.title(), word.upper()):
         for text in (form, f" {form}"):
             ids = tuple(tokenizer.encode(text, add_special_tokens=False))
             if ids and tokenizer.unk_token_id not in ids:

@@ -84,6 +84,17 @@ def tiny_captioner(
     return captioner.new(card, model, word_tokenizer(), seed=seed).eval()
 
 
+def llama_captioner() -> Captioner:
+    """Return one before a language model with rotary positions and plain linear layers."""
+    tiny = tiny_captioner()
+    shape: dict[str, Any] = {
+        "vocab_size": len(WORDS) + 1, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    model = captioner.random_language_model("llama", shape, seed=0)
+    return captioner.new(tiny.card, model.eval(), tiny.tokenizer, seed=0)
+
+
 def embeddings(count: int, seed: int = 0) -> torch.Tensor:
     """Return `count` random unit vectors."""
     generator = torch.Generator().manual_seed(seed)

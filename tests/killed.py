@@ -22,6 +22,7 @@ from typing import Any
 import flows.nightly
 from clipcap import storage
 from flows.settings import NightlySettings
+from tests.forks import forked
 from tests.tables import differences
 
 CHANGES = ("write", "delete")
@@ -37,10 +38,10 @@ def main(source: str, out: str, settings: NightlySettings, points: int) -> dict[
         at = 1 + n * (changes - 1) // max(points - 1, 1)
         target, where = f"{out}/killed-{n}", f"{'after' if n % 2 else 'before'} {at} of {changes}"
         night = _night(source, target, settings)
-        status = _fork(_dying(night, at, after=bool(n % 2)))
-        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
-            found.append(f"{where}: the night was not killed, status {status}")
-        if _fork(night):
+        code = forked(_dying(night, at, after=bool(n % 2)))
+        if code != -signal.SIGKILL:
+            found.append(f"{where}: the night was not killed, but ended with {code}")
+        if forked(night):
             found.append(f"{where}: the rerun failed")
         found += [f"{where}: {one}" for one in _told(partial(differences, target, whole))]
     return {"changes": changes, "points": points, "differences": found}
@@ -48,19 +49,6 @@ def main(source: str, out: str, settings: NightlySettings, points: int) -> dict[
 
 def _night(source: str, out: str, settings: NightlySettings) -> Callable[[], object]:
     return lambda: flows.nightly.nightly.fn(source, out, settings)
-
-
-def _fork(work: Callable[[], object]) -> int:
-    """Run `work` in a child and return its wait status."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    try:
-        work()
-    except BaseException as error:  # noqa: BLE001 - the child must end here whatever happens
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        os._exit(1)
-    os._exit(0)
 
 
 def _counted(change: Callable[[str, Callable[..., Any], Any], Any]) -> None:
@@ -73,7 +61,7 @@ def _counted(change: Callable[[str, Callable[..., Any], Any], Any]) -> None:
 def _told(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
     """Return what `work` gives in a child: this process opens no store, so that forks stay safe."""
     with tempfile.NamedTemporaryFile() as told:
-        if _fork(lambda: Path(told.name).write_text(json.dumps(work()))):
+        if forked(lambda: Path(told.name).write_text(json.dumps(work()))):
             sys.exit("a night, or a look at its tables, failed that nobody killed")
         return json.loads(Path(told.name).read_text())
 

@@ -15,6 +15,7 @@ from clipcap.embedding import EmbedSettings, Speed
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Night, Outcome
 from clipcap.planning import PackSettings
+from clipcap.plans import Plan
 from clipcap.stages import caption, embed, label, publish, shard
 from clipcap.stages.caption import CaptionSettings, CaptionSpeed
 from clipcap.stages.label import LabelSettings
@@ -92,6 +93,21 @@ def night(
         outcomes += over(target, run, tiny)
     done = Night(run, "nightly", "test", started, "{}", plan, tuple(outcomes))
     return done, publish.publish(done, settings=settings)
+
+
+def shard_night(source: str, out: str, settings: ShardSettings, *, dt: str = "2026-11-20") -> Plan:
+    """Run the shard stage once, as the nightly flow does."""
+    run = Run(secrets.token_hex(4), out, dt)
+    return sharded(shard.plan(source, run=run, settings=settings), run, settings)
+
+
+def sharded(plan: Plan, run: Run, settings: ShardSettings) -> Plan:
+    """Do what was planned."""
+    for part in plan.planned:
+        shard.shard(part.shard, run=run, settings=settings)
+    for target in plan.retired:
+        shard.retire(target, run=run)
+    return plan
 
 
 def over(target: Shard, run: Run, tiny: Tiny) -> list[Outcome]:

@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from clipcap.progress import Hooks, Progress, State
 from clipcap.resume import Checkpoint
 from clipcap.training import TrainSettings
 from tests.captioners import embeddings, tiny_captioner
+from tests.forks import forked
 
 IMAGES = 30
 SETTINGS = TrainSettings(
@@ -50,7 +50,7 @@ def main(folder: Path, points: list[str]) -> list[dict[str, Any]]:
     for point in points:
         at = folder / point.replace(":", "-")
         at.mkdir()
-        statuses = [_fork(partial(_train, at, one)) for one in (point, "never")]
+        statuses = [forked(partial(_train, at, one)) for one in (point, "never")]
         steps = [_steps(at / f"{name}.txt") for name in (point, "never")]
         found.append({"point": point, "folder": str(at), "statuses": statuses, "steps": steps})
     return found
@@ -58,19 +58,6 @@ def main(folder: Path, points: list[str]) -> list[dict[str, Any]]:
 
 def _steps(path: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-
-def _fork(work: Callable[[], object]) -> int:
-    """Run `work` in a child and return what `subprocess` would as its code."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        work()
-    except BaseException as error:  # noqa: BLE001 - the child must end here whatever happens
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        os._exit(1)
-    os._exit(0)
 
 
 def _train(folder: Path, point: str) -> None:

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clipcap import search
 from clipcap.candidates import SLOTS, Candidate, Decodable
 from clipcap.errors import SettingsError
 from clipcap.sequences import Sequences
@@ -47,12 +46,7 @@ def decode(
     Raises:
         SettingsError: more beams than words, no stop token, or no room for so many tokens.
     """
-    if not len(prefix_NPE):
-        return []
-    slots = min(slots, len(prefix_NPE))
-    beams = Beams(captioner, settings)
-    tree = captioner.tree(settings.beam_size, settings.max_tokens, slots)
-    return search.run(tree, beams, prefix_NPE, slots=slots)
+    return Beams(captioner, settings).found(prefix_NPE, slots)
 
 
 class Beams(Sequences):

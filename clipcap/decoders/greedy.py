@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipcap import search
 from clipcap.candidates import SLOTS, Candidate, Decodable
 from clipcap.sequences import Sequences
 from clipcap.wording import Rules, Wording
@@ -35,12 +34,7 @@ def decode(
     Raises:
         SettingsError: no stop token, or no room for so many tokens.
     """
-    if not len(prefix_NPE):
-        return []
-    slots = min(slots, len(prefix_NPE))
-    greedy = _Greedy(captioner, Rules(settings, captioner), 1)
-    tree = captioner.tree(1, settings.max_tokens, slots)
-    return search.run(tree, greedy, prefix_NPE, slots=slots)
+    return _Greedy(captioner, Rules(settings, captioner), 1).found(prefix_NPE, slots)
 
 
 class _Greedy(Sequences):

@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clipcap import search
 from clipcap.candidates import SLOTS, Candidate, Decodable
 from clipcap.sequences import Sequences
 from clipcap.wording import Rules, Wording
@@ -33,7 +32,8 @@ class Settings(Wording):
     temperature: float = Field(default=1.0, gt=0.0)
     """Divides the logits; below 1 likely words become likelier."""
     top_p: float = Field(default=0.9, gt=0.0, le=1.0)
-    """Only the likeliest words that together have this probability are drawn."""
+    """Only the likeliest words that together have this probability are drawn; where `never` and
+    the like leave less, or `top_k` is set, this share of what is left."""
     top_k: int = Field(default=0, ge=0)
     """Only so many of the likeliest words are drawn; 0: any number."""
     seed: int = Field(default=0, ge=0)
@@ -62,10 +62,8 @@ def decode(
     for turn in range(_ROUNDS):
         if not todo:
             break
-        size = min(slots, len(todo))
         draws = _Draws(captioner, settings, [(settings.seed, own[n], turn) for n in todo])
-        tree = captioner.tree(settings.captions, settings.max_tokens, size)
-        drawn = search.run(tree, draws, prefix_NPE[todo], slots=size)
+        drawn = draws.found(prefix_NPE[todo], slots)
         for n, candidates in zip(todo, drawn, strict=True):
             for candidate in candidates:
                 if len(found[n]) < settings.captions:
@@ -125,16 +123,14 @@ class _Draws(Sequences):
         count = min(settings.top_k or _LIKELY, size)
         logp_RC, token_RC = likeliest(count)
         mass_RC = logp_RC.double().exp().cumsum(1)
-        is_short = bool((mass_RC[:, -1] < settings.top_p).any())
-        if not settings.top_k and is_short and count < size:
+        if not settings.top_k and count < size and bool((mass_RC[:, -1] < settings.top_p).any()):
             logp_RC, token_RC = likeliest(size)
             mass_RC = logp_RC.double().exp().cumsum(1)
-        if settings.top_k or is_short:
-            total_R1 = mass_RC[:, -1:]
-        else:
-            total_R1 = torch.ones_like(mass_RC[:, -1:])
+        whole_R1 = mass_RC[:, -1:]
+        is_cut_R1 = (whole_R1 < settings.top_p) | bool(settings.top_k)
+        total_R1 = torch.where(is_cut_R1, whole_R1, 1.0)
         before_RC = mass_RC - logp_RC.double().exp()
-        last_R1 = (before_RC < settings.top_p * total_R1).sum(1, keepdim=True) - 1
+        last_R1 = (before_RC < settings.top_p * total_R1).sum(1, keepdim=True).clamp(min=1) - 1
         drawn_R1 = chance_R1 * mass_RC.gather(1, last_R1)
         place_R1 = torch.searchsorted(mass_RC, drawn_R1, right=True).minimum(last_R1)
         return token_RC.gather(1, place_R1)[:, 0], logp_RC.gather(1, place_R1)[:, 0]

@@ -70,9 +70,13 @@ def joined(out: str, name: str, among: Sequence[str] = ()) -> Joined:
         SettingsError: there is no such image.
     """
     found = _by_one(out, name)
+    had = len(found.rows)
     for other in among:
         theirs = {row["image_id"] for row in _by_one(out, choose(out, other)).rows}
         found.rows = [row for row in found.rows if row["image_id"] in theirs]
+    if had and not found.rows:
+        named = ", ".join((name, *among))
+        raise SettingsError(f"No image of {out} has captions by all of {named}, so none compares.")
     if not found.rows:
         raise SettingsError(_nothing(out, ", ".join((name, *among)), found))
     return found

@@ -13,19 +13,15 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from clipcap import layout, models, tables
 from clipcap.errors import NotFoundError
 from clipcap.outcomes import Night
-from clipcap.report import rejected, summary
+from clipcap.report import rejected, summary, templates
 from clipcap.report.cards import cards
 from clipcap.report.gathering import gather
 
-_FOLDER: Final = Path(__file__).parent
 _PAGE: Final = "page.html"
 _QUESTIONS: Final = (
     ("This run", "FROM runs WHERE run_id = {run_id};"),
@@ -58,7 +54,7 @@ def render(night: Night, *, images: int) -> str:
     left_out = sorted({outcome.shard for outcome in night.outcomes if outcome.rejected})
     groups = rejected.groups(night.run, left_out)
     row = _run_row(night)
-    return _template().render(
+    return templates.template(_PAGE).render(
         run=night.run,
         night=night,
         policy=_policy(),
@@ -81,21 +77,11 @@ def render(night: Night, *, images: int) -> str:
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_PAGE)
-
-
-@cache
 def _policy() -> str:
     """Return the content security policy: inline pictures and the page's own script, no more."""
-    script = re.search(r"<script>(.*?)</script>", (_FOLDER / _PAGE).read_text("utf-8"), re.DOTALL)
+    script = re.search(
+        r"<script>(.*?)</script>", (templates.FOLDER / _PAGE).read_text("utf-8"), re.DOTALL
+    )
     digest = hashlib.sha256((script[1] if script else "").encode()).digest()
     return (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from clipcap import layout, manifest, tables
+from clipcap.report import templates
 from clipcap.report.cards import Card, Seen, cards
 
 SHOWN: Final = 12
@@ -83,20 +81,9 @@ def render(out: str, table: pa.Table, *, title: str, before: pa.Table | None = N
         )
         for part in picked
     ]
-    return _template().render(
+    return templates.template(_PAGE).render(
         policy=_POLICY, title=title, rank=rank, count=table.num_rows, sections=sections
     )
-
-
-@cache
-def _template() -> Template:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template(_PAGE)
 
 
 def _picked(

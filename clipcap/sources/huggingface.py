@@ -16,11 +16,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from clipcap import columnar, imagerows, metadata, storage
+from clipcap import ahead, columnar, imagerows, metadata, storage
 from clipcap import containers as found_at
 from clipcap import settings as base
 from clipcap.containers import Place
@@ -108,11 +107,8 @@ def samples(settings: Settings) -> Iterator[Sample]:
         StorageError: the folder is not there, or may not be listed or read.
         SettingsError: no column holds images, or there is no such column or split.
     """
-    parts = containers(settings)
-    with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="huggingface") as pool:
-        for start in range(0, len(parts), storage.IN_FLIGHT):
-            for found in pool.map(members, parts[start : start + storage.IN_FLIGHT]):
-                yield from found
+    for found in ahead.mapped(members, containers(settings), threads=storage.IN_FLIGHT):
+        yield from found
 
 
 def members(part: ObjectInfo) -> list[Sample]:

@@ -16,15 +16,14 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from urllib.parse import urljoin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipcap import ahead, storage
 from clipcap import settings as base
-from clipcap import storage
 from clipcap.errors import NotFoundError, SettingsError, StorageError, TransientStorageError
 from clipcap.registry import unknown
 from clipcap.sample import Bytes, Sample
@@ -40,7 +39,6 @@ _DELIMITERS: Final = ",\t;"
 _WEB: Final = ("http://", "https://")
 _STRANGERS: Final = storage.page_form()  # with an address that is no page: is refused
 _STORES: Final = ("http", "https", "s3", "s3a", "gs", "az")  # that every machine reaches alike
-_BATCH: Final = 4_096  # rows asked for at a time: keeps requests in flight, bounds their futures
 
 _Table = tuple[list[str], Callable[[str], list[Any]]]
 """The names of the columns, and what gives the cells of one."""
@@ -88,13 +86,11 @@ def samples(settings: Settings) -> Iterator[Sample]:
         captions.setdefault(uri or f"{table_url}#row={number}", []).extend(_captions(text))
     if rows_without:
         _require_some(rows_without, len(cells), table_url)
-    uris = sorted(captions)
-    with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="table") as pool:
-        for start in range(0, len(uris), _BATCH):
-            yield from pool.map(
-                lambda uri: _sample(uri, tuple(dict.fromkeys(captions[uri])), settings),
-                uris[start : start + _BATCH],
-            )
+
+    def looked_at(uri: str) -> Sample:
+        return _sample(uri, tuple(dict.fromkeys(captions[uri])), settings)
+
+    yield from ahead.mapped(looked_at, sorted(captions), threads=storage.IN_FLIGHT)
 
 
 def _require_some(rows_without: int, rows: int, url: str) -> None:

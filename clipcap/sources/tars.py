@@ -12,14 +12,13 @@ import logging
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
+from clipcap import ahead, storage
 from clipcap import containers as found_at
 from clipcap import settings as base
-from clipcap import storage
 from clipcap.errors import ClipcapError, NotFoundError
 from clipcap.sample import Bytes, Sample, Sidecar
 from clipcap.storage import ObjectInfo
@@ -99,11 +98,8 @@ def samples(settings: Settings) -> Iterator[Sample]:
         StorageError: the tars are not there or may not be read.
         SettingsError: `url` names an object that does not end in `.tar`.
     """
-    tars = containers(settings)
-    with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="tars") as pool:
-        for start in range(0, len(tars), storage.IN_FLIGHT):
-            for found in pool.map(members, tars[start : start + storage.IN_FLIGHT]):
-                yield from found
+    for found in ahead.mapped(members, containers(settings), threads=storage.IN_FLIGHT):
+        yield from found
 
 
 def members(tar: ObjectInfo) -> list[Sample]:

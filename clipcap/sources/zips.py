@@ -11,12 +11,11 @@ would be taken for deleted ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 from urllib.parse import quote
 
+from clipcap import ahead, metadata, packed, storage, zipfiles
 from clipcap import containers as found_at
-from clipcap import metadata, packed, storage, zipfiles
 from clipcap import settings as base
 from clipcap.errors import ImageError, NotFoundError
 from clipcap.files import OURS
@@ -59,11 +58,8 @@ def samples(settings: Settings) -> Iterator[Sample]:
         StorageError: the archives are not there or may not be read.
         SettingsError: `url` names an object that does not end in `.zip`.
     """
-    archives = containers(settings)
-    with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="zips") as pool:
-        for start in range(0, len(archives), storage.IN_FLIGHT):
-            for found in pool.map(members, archives[start : start + storage.IN_FLIGHT]):
-                yield from found
+    for found in ahead.mapped(members, containers(settings), threads=storage.IN_FLIGHT):
+        yield from found
 
 
 def members(archive: ObjectInfo) -> list[Sample]:

@@ -12,7 +12,7 @@ import torch
 from pydantic import JsonValue
 from safetensors.torch import save_file
 
-from clipcap import captioner
+from clipcap import captioner, losses, prepacked, trees
 from clipcap.captioner import Captioner
 from clipcap.cards import (
     Choice,
@@ -163,6 +163,37 @@ def test_any_causal_language_model_will_do(
     assert [[c.token_ids for c in row] for row in found] == [
         [c.token_ids for c in row] for row in one_by_one
     ]
+
+
+NEO = {
+    "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64, "window_size": 4,
+    "attention_types": [[["local"], 2]], "intermediate_size": 64,
+}  # fmt: skip
+MISTRAL = LLAMA | {"sliding_window": 4}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shape", "takes"),
+    [("llama", LLAMA, True), ("bloom", BLOOM, False), ("gpt_neo", NEO, False),
+     ("mistral", MISTRAL, False)],
+)  # fmt: skip
+def test_a_model_that_looks_back_only_so_far_reads_no_trees_and_no_packed_rows(
+    model_type: str, shape: dict[str, JsonValue], *, takes: bool
+) -> None:
+    size = {"vocab_size": len(WORDS) + 1, "hidden_size": 32, "bos_token_id": None}
+    model = captioner.random_language_model(model_type, size | shape | {"eos_token_id": 1}, seed=0)
+    assert trees.takes_trees(model.eval()) == takes
+    made = captioner.new(tiny_captioner().card, model, word_tokenizer(), seed=0)
+    assert losses.can_pack(made) == takes
+
+
+def test_one_that_was_made_for_captions_is_not_saved(tmp_path: Path) -> None:
+    made = tiny_captioner().for_captions("fp32")
+    if not prepacked.works(torch.float32):
+        pytest.skip("layers are not packed here")
+    with pytest.raises(SettingsError, match="load it anew"):
+        made.save(str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 # --- captions -------------------------------------------------------------------------------------

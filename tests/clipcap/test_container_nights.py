@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipcap import layout, manifest, storage, tables
-from clipcap.layout import Run
 from clipcap.plans import Plan
 from clipcap.stages import shard as stage
+from tests.nights import shard_night
 from tests.pictures import picture
 
 
@@ -41,14 +41,7 @@ SOURCES = {"zips": (zip_of, ".zip", "*.zip"), "huggingface": (parquet_of, ".parq
 
 def night(source: str, out: str, dt: str) -> Plan:
     """Run the shard stage once, as the nightly flow does; the kind goes by the ending."""
-    run = Run(secrets.token_hex(4), out, dt)
-    chosen = stage.ShardSettings()
-    plan = stage.plan(source, run=run, settings=chosen)
-    for planned in plan.planned:
-        stage.shard(planned.shard, run=run, settings=chosen)
-    for shard in plan.retired:
-        stage.retire(shard, run=run)
-    return plan
+    return shard_night(source, out, stage.ShardSettings(), dt=dt)
 
 
 def captions(out: str) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from clipcap.outcomes import Night, Outcome
 from clipcap.plans import Plan
 from clipcap.stages import shard as stage
 from clipcap.stages.shard import ShardSettings
+from tests.nights import sharded
 from tests.pictures import picture
 
 DAY, NEXT_DAY = "2026-11-20", "2026-11-21"
@@ -39,11 +40,7 @@ def planned(source: str, out: str, dt: str = DAY, *, write: bool = False) -> tup
 
 
 def night(source: str, out: str, dt: str = DAY) -> None:
-    plan, run = planned(source, out, dt, write=True)
-    for part in plan.planned:
-        stage.shard(part.shard, run=run, settings=ShardSettings())
-    for shard in plan.retired:
-        stage.retire(shard, run=run)
+    sharded(*planned(source, out, dt, write=True), ShardSettings())
 
 
 def embed(out: str) -> Wanted:

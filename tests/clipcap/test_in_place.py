@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import secrets
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from clipcap.report.cards import Seen, cards
 from clipcap.stages import publish
 from clipcap.stages import shard as stage
 from clipcap.stages.shard import ShardSettings
+from tests.nights import shard_night
 from tests.pictures import picture
 
 DAY, NEXT_DAY, THIRD_DAY = "2026-11-20", "2026-11-21", "2026-11-22"
@@ -58,14 +58,8 @@ def write(path: Path, numbers: dict[str, int]) -> None:
 
 def night(source: object, out: str, dt: str = DAY, **chosen: object) -> Plan:
     """Run the shard stage once, as the nightly flow does."""
-    run = Run(secrets.token_hex(4), out, dt)
     settings = ShardSettings.model_validate({"kind": "tars", **chosen})
-    plan = stage.plan(str(source), run=run, settings=settings)
-    for planned in plan.planned:
-        stage.shard(planned.shard, run=run, settings=settings)
-    for shard in plan.retired:
-        stage.retire(shard, run=run)
-    return plan
+    return shard_night(str(source), out, settings, dt=dt)
 
 
 def rows(out: str) -> list[dict[str, object]]:

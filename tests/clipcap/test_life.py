@@ -15,10 +15,10 @@ from PIL import Image
 
 from clipcap import keys, layout, manifest, shards, storage, tables
 from clipcap.errors import SettingsError, TransientStorageError
-from clipcap.layout import Run
 from clipcap.planning import PackSettings
 from clipcap.plans import Plan
 from clipcap.stages import shard as stage
+from tests.nights import shard_night
 
 SETTINGS = stage.ShardSettings(pack=PackSettings(max_images=3))
 NAMES = [f"{name}.png" for name in ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")]
@@ -39,14 +39,7 @@ def picture(colour: int) -> bytes:
 
 def night(source: str, out: str, dt: str = "2026-11-20", **changed: object) -> Plan:
     """Run the shard stage once, as the nightly flow does; `changed` are settings of the stage."""
-    run = Run(secrets.token_hex(4), out, dt)
-    chosen = SETTINGS.model_copy(update=changed)
-    plan = stage.plan(source, run=run, settings=chosen)
-    for planned in plan.planned:
-        stage.shard(planned.shard, run=run, settings=chosen)
-    for shard in plan.retired:
-        stage.retire(shard, run=run)
-    return plan
+    return shard_night(source, out, SETTINGS.model_copy(update=changed), dt=dt)
 
 
 def live(out: str) -> list[dict[str, Any]]:

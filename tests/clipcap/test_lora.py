@@ -15,24 +15,13 @@ from clipcap.lora import Adapted, adapted
 from clipcap.masters import Masters
 from clipcap.trainer import train
 from clipcap.training import LoraSettings, TrainSettings
-from tests.captioners import WORDS, embeddings, tiny_captioner
+from tests.captioners import embeddings, llama_captioner, tiny_captioner
 
 CAPTIONS = [["a cat."], ["a dog."], ["one boat."], ["a red car."]]
 LORA = TrainSettings(
     language_model="lora", lora=LoraSettings(rank=2, dropout=0.1), steps=40, batch_size=4,
     learning_rate=1e-2, validation_share=0.0, precision="fp32",
 )  # fmt: skip
-
-
-def llama() -> Captioner:
-    """A captioner before a language model of `nn.Linear` layers."""
-    tiny = tiny_captioner()
-    shape: dict[str, Any] = {
-        "vocab_size": len(WORDS) + 1, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
-    }  # fmt: skip
-    model = captioners.random_language_model("llama", shape, seed=0)
-    return captioners.new(tiny.card, model.eval(), tiny.tokenizer, seed=0)
 
 
 def logits(captioner: Captioner) -> Tensor:
@@ -42,7 +31,7 @@ def logits(captioner: Captioner) -> Tensor:
     return found.clone()
 
 
-@pytest.mark.parametrize("make", [tiny_captioner, llama])
+@pytest.mark.parametrize("make", [tiny_captioner, llama_captioner])
 def test_what_is_merged_gives_what_was_learned(make: Any) -> None:  # noqa: ANN401
     captioner = make()
     before = logits(captioner)

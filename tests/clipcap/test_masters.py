@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from clipcap import captioner as captioners
 from clipcap import cards, models
 from clipcap.bundled import tiny_captioner as bundled
 from clipcap.bundled.build import CAPTIONER_EPOCHS
 from clipcap.masters import Masters
 from clipcap.trainer import train
 from clipcap.training import TrainSettings
-from tests.captioners import WORDS, embeddings, tiny_captioner
+from tests.captioners import embeddings, llama_captioner, tiny_captioner
 
 CAPTIONS = [["a cat.", "the sea."], ["a dog on the grass."], ["one boat."], ["a red car."]]
 Mode = Literal["frozen", "finetune"]
@@ -98,13 +97,7 @@ def test_packed_training_ends_where_the_plain_one_does() -> None:
 
 def test_rotary_frequencies_keep_their_digits() -> None:
     """In bf16 the angle of position 40 would be wrong by a tenth of a turn."""
-    tiny = tiny_captioner()
-    shape: dict[str, Any] = {
-        "vocab_size": len(WORDS) + 1, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
-    }  # fmt: skip
-    model = captioners.random_language_model("llama", shape, seed=0)
-    captioner = captioners.new(tiny.card, model, tiny.tokenizer, seed=0)
+    captioner = llama_captioner()
     reading = Masters(captioner, settings(precision="bf16")).reading.language_model
     assert {parameter.dtype for parameter in reading.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in reading.buffers()} == {torch.float32}

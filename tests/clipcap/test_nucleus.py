@@ -121,3 +121,8 @@ def test_likely_words_suffice_where_they_have_the_mass(
     whole = drawn(captioner, embeddings(20), top_p=0.8)
     monkeypatch.setattr(nucleus, "_LIKELY", 2)
     assert drawn(captioner, embeddings(20), top_p=0.8) == whole
+
+
+def test_where_nothing_allowed_is_likely_something_is_drawn(captioner: Captioner) -> None:
+    found = drawn(captioner, embeddings(20), temperature=1e-4, min_tokens=6)
+    assert all(len(one.token_ids) >= 6 for candidates in found for one in candidates)

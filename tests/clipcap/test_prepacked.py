@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections import OrderedDict
 
 import pytest
@@ -14,7 +15,8 @@ from clipcap.prepacked import Packed
 from tests.captioners import tiny_captioner
 
 pytestmark = pytest.mark.skipif(
-    not prepacked.works(torch.float32), reason="this processor or torch has no packed layers"
+    platform.machine() not in {"x86_64", "AMD64"},
+    reason="packed layers are for x86 processors",
 )
 
 

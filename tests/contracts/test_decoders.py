@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from tests.captioners import DIM_CLIP, STOP, embeddings, tiny_captioner
 
 MAX_TOKENS = 10
 IMAGES = 23
+NONE: Mapping[str, object] = {}
+WISHES = {"never": ["cars", "cat", "sea"], "no_repeat": 2, "min_tokens": 3}
 
 pytestmark = pytest.mark.parametrize("name", registry.names("clipcap.decoders"))
 
@@ -24,14 +28,18 @@ def captioner() -> Captioner:
 
 @torch.inference_mode()
 def decode(
-    captioner: Captioner, name: str, embedding_BD: torch.Tensor, max_tokens: int = MAX_TOKENS
+    captioner: Captioner,
+    name: str,
+    embedding_BD: torch.Tensor,
+    max_tokens: int = MAX_TOKENS,
+    wishes: Mapping[str, object] = NONE,
 ) -> list[list[Candidate]]:
     decoder = registry.load("clipcap.decoders", name)
     prefix_BPE = captioner.prefix(10 * embedding_BD)
     found: list[list[Candidate]] = decoder.decode(
         captioner,
         prefix_BPE,
-        decoder.Settings(max_tokens=max_tokens),
+        decoder.Settings(max_tokens=max_tokens, **wishes),
         seeds=sequences.seeds(embedding_BD),
     )
     return found
@@ -84,15 +92,16 @@ def test_the_same_embeddings_give_the_same_captions(captioner: Captioner, name: 
     assert decode(captioner, name, embeddings(5)) == decode(captioner, name, embeddings(5))
 
 
+@pytest.mark.parametrize("wishes", [NONE, WISHES], ids=["free", "wishes"])
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_a_caption_does_not_depend_on_its_neighbours(
-    captioner: Captioner, name: str, batch_size: int
+    captioner: Captioner, name: str, batch_size: int, wishes: Mapping[str, object]
 ) -> None:
-    whole = decode(captioner, name, embeddings(IMAGES))
+    whole = decode(captioner, name, embeddings(IMAGES), wishes=wishes)
     parts = [
         row
         for part in torch.split(embeddings(IMAGES), batch_size)
-        for row in decode(captioner, name, part)
+        for row in decode(captioner, name, part, wishes=wishes)
     ]
     assert tokens(parts) == tokens(whole)
     for one, other in zip(parts, whole, strict=True):
