@@ -296,7 +296,5 @@ def _no_progress_bar() -> Iterator[None]:
 def _local(folder: str) -> Path:
     path = storage.local_path(folder)
     if path is None:
-        raise SettingsError(
-            f"A captioner must lie on this machine, but {folder} does not. Copy it."
-        )
+        raise SettingsError(f"A captioner must lie on this machine, but {folder} does not.")
     return path

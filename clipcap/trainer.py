@@ -78,28 +78,17 @@ def train(
             not finite, a tokenizer that cannot end a caption, or a loss that ran away.
     """
     require_embeddings(embedding_ND, captioner.card.encoder.dim)
-    if len(captions) != len(embedding_ND):
-        raise SettingsError(
-            f"There must be one list of captions per embedding, but there are {len(captions)} "
-            f"lists for {len(embedding_ND)} embeddings instead."
-        )
+    _require_pairs(embedding_ND, captions)
     stop_token = captioner.stop_token(settings.stop)
     data, counts = tokenised(captions, captioner.tokenizer, stop_token, settings.max_tokens)
     if counts.cut or counts.blank:
-        log.warning(
-            "%d captions are cut at %d tokens, %d are left out for they say nothing",
-            counts.cut, settings.max_tokens, counts.blank,
-        )  # fmt: skip
+        log.warning("captions cut: %d, left out for they say nothing: %d", counts.cut, counts.blank)
     captioner.require_room(data.token_ST.shape[1])
     device = captioner.device
     held_out_N = held_out(data, len(embedding_ND), settings)
     held_out_S = held_out_N[data.row_S]
     training, validation = (data.take(m.nonzero().flatten()) for m in (~held_out_S, held_out_S))
-    if not len(validation) and (settings.patience or settings.measure == "cider"):
-        raise SettingsError(
-            "`patience` and `measure: cider` need images that are held out, but none is: raise "
-            f"`validation_share` ({settings.validation_share:g})."
-        )
+    _require_measurable(validation, settings)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         rows = tuple(held_out_N.nonzero().flatten().tolist())
@@ -117,6 +106,22 @@ def train(
         rows_held_out=rows,
         best_step=loop.best.step or None,
     )
+
+
+def _require_pairs(embedding_ND: Tensor, captions: Sequence[Sequence[str]]) -> None:
+    if len(captions) != len(embedding_ND):
+        raise SettingsError(
+            f"There must be one list of captions per embedding, but there are {len(captions)} "
+            f"lists for {len(embedding_ND)} embeddings instead."
+        )
+
+
+def _require_measurable(validation: Captions, settings: TrainSettings) -> None:
+    if not len(validation) and (settings.patience or settings.measure == "cider"):
+        raise SettingsError(
+            "`patience` and `measure: cider` need images that are held out, but none is: raise "
+            f"`validation_share` ({settings.validation_share:g})."
+        )
 
 
 def _learning(captioner: Captioner, settings: TrainSettings) -> AbstractContextManager[None]:
