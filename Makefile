@@ -1,6 +1,7 @@
 # Set-up, demo and checks. Every target makes what it needs; `make help` prints them all.
 PYTHON ?= python3
 WORKERS ?= 2
+FLICKR8K ?= ../shared/data/flickr8k
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -9,7 +10,7 @@ CEPH := ceph-common ceph-mon ceph-osd radosgw
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint fix types arch docs-check s3-server bundled-model bench clean
+.PHONY: help setup demo test check lint fix types arch docs-check s3-server bundled-model bench bench-flickr8k clean
 
 help: ## Print every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +71,9 @@ bench: $(INSTALLED) ## Measure every stage on the photographs of a folder: make 
 	@[ -n "$(IMAGES)" ] || { echo "Say which: make bench IMAGES=FOLDER_OF_PHOTOGRAPHS" >&2; exit 2; }
 	$(BIN)/python -m bench.stages "$(IMAGES)" --model bundled --repeats 5
 	$(BIN)/python -m bench.stages "$(IMAGES)" --model random-ViT-B-32 --repeats 3 --limit 24
+
+bench-flickr8k: $(INSTALLED) ## Train captioners on real photographs and judge them (FLICKR8K=FOLDER), into build/
+	$(BIN)/python -u -m bench.flickr8k "$(FLICKR8K)"
 
 clean: ## Remove what demo, tests and tools left; .venv stays
 	rm -rf demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

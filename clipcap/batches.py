@@ -37,6 +37,21 @@ class Captions:
         width = int(length_B.max()) if len(length_B) else 0
         return Captions(self.row_S[index_B], self.token_ST[index_B, :width], length_B)
 
+    def split(self, second_S: Tensor) -> tuple[Captions, Captions]:
+        """Return the captions outside of a mask, and those under it."""
+        outside, under = (self.take(mask.nonzero().flatten()) for mask in (~second_S, second_S))
+        return outside, under
+
+    def unlike(self, other: Captions) -> Captions:
+        """Return the captions whose words are not those of one of the others."""
+        known = set(other.words())
+        return self.split(torch.tensor([words in known for words in self.words()]))[0]
+
+    def words(self) -> list[tuple[int, ...]]:
+        """Return the tokens of each caption."""
+        pairs = zip(self.token_ST.tolist(), self.length_S.tolist(), strict=True)
+        return [tuple(ids[:length]) for ids, length in pairs]
+
     def mask(self) -> Tensor:
         """Return which of `token_ST` are words, not padding."""
         place_T = torch.arange(self.token_ST.shape[1], device=self.token_ST.device)

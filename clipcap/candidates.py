@@ -47,5 +47,8 @@ class Decodable(Protocol):
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of some tokens."""
 
+    def continuations(self) -> tuple[str, ...]:
+        """Return what each token adds to a text behind a letter."""
+
     def tree(self, beams: int, max_tokens: int, slots: int) -> Tree:
         """Return an empty tree for captions of at most so many tokens."""

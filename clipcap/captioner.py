@@ -7,23 +7,22 @@ and no code from a folder ever runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from clipcap import prepacked, registry, sequences, storage, trees, wording
+from clipcap import graphs, prepacked, registry, sequences, storage, trees, wording
 from clipcap.candidates import SLOTS, Candidate
 from clipcap.cards import (
+    CARD_NAME,
     LANGUAGE_MODEL_NAME,
     MAPPER_NAME,
     Card,
@@ -33,11 +32,12 @@ from clipcap.cards import (
     write_card,
 )
 from clipcap.errors import NotFoundError, SettingsError
+from clipcap.languagemodels import load_language_model as load_language_model
+from clipcap.languagemodels import local_folder, no_progress_bar
+from clipcap.languagemodels import random_language_model as random_language_model
 from clipcap.trees import Tree
 
 _LOG = logging.getLogger(__name__)
-_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ONLY_THIS_FOLDER: Final = {"local_files_only": True, "trust_remote_code": False}
 
 
 class Captioner:
@@ -50,6 +50,7 @@ class Captioner:
         self.language_model = language_model
         self.tokenizer = tokenizer
         self._takes_trees: bool | None = None
+        self._trees = graphs.Kept()
 
     @property
     def device(self) -> torch.device:
@@ -68,14 +69,15 @@ class Captioner:
         self.language_model.eval()
         return self
 
-    def for_captions(self, precision: Literal["fp32", "bf16", "fp16"]) -> Captioner:
+    def for_captions(self, precision: prepacked.Format) -> Captioner:
         """Make the language model as fast as it gets here; it can be trained or saved no more.
 
         Lower precision changes captions where two words are nearly as likely.
         """
         self.eval().language_model.requires_grad_(requires_grad=False)
-        self.language_model.to(_DTYPES[precision])
-        prepacked.pack(self.language_model)
+        if precision == "int8":  # to be found out in numbers that hide no difference
+            self._takes_trees = trees.takes_trees(self.language_model)
+        prepacked.lower(self.language_model, precision)
         return self
 
     def prefix(self, embedding_BD: Tensor) -> Tensor:
@@ -97,8 +99,8 @@ class Captioner:
         `decode` takes the place of the card's own choice. `slots` images are read at a time.
 
         Raises:
-            SettingsError: wrong width, numbers that are not finite, a norm that is missing, an
-                unknown decoder or a setting it does not have.
+            SettingsError: wrong width, numbers that are not finite (given or found), a norm that is
+                missing, an unknown decoder or a setting it does not have.
         """
         choice = decode or self.card.decode
         decoder = registry.load("clipcap.decoders", choice.name)
@@ -108,6 +110,13 @@ class Captioner:
             prefix_BPE = self.prefix(self.scaled(embedding_BD, norm_B))
             found: list[list[Candidate]] = decoder.decode(
                 self, prefix_BPE, settings, slots=slots, seeds=sequences.seeds(embedding_BD)
+            )
+        lost = sum(not any(isfinite(one.logprob_mean) for one in one_K) for one_K in found)
+        if lost:
+            raise SettingsError(
+                f"{self.card.captioner_id} must give numbers, but gave none for {lost} of "
+                f"{len(found)} images: its weights hold NaN, or are too large for `fp16` (try "
+                "`bf16` or `fp32`)."
             )
         return found
 
@@ -144,6 +153,11 @@ class Captioner:
         """
         return wording.spellings(self.tokenizer, word)
 
+    def continuations(self) -> tuple[str, ...]:
+        """Return what each token adds to a text behind a letter."""
+        size = self.language_model.get_input_embeddings().num_embeddings
+        return wording.continuations(self.tokenizer, size)
+
     def tree(self, beams: int, max_tokens: int, slots: int) -> Tree:
         """Return an empty tree for captions of at most so many tokens.
 
@@ -151,12 +165,17 @@ class Captioner:
             SettingsError: prefix and tokens are longer than the language model can read.
         """
         self.require_room(max_tokens)
+        is_tree = self.reads_trees
+        return self._trees.tree(self.language_model, beams, slots, takes_trees=is_tree)
+
+    @property
+    def reads_trees(self) -> bool:
+        """Whether the language model reads a tree as it reads rows; tried out once."""
         if self._takes_trees is None:
             self._takes_trees = trees.takes_trees(self.language_model)
             if not self._takes_trees:
-                _LOG.info("%s: beams are read as rows, which is slower", self.card.captioner_id)
-        is_tree = self._takes_trees
-        return trees.of(self.language_model, takes_trees=is_tree, beams=beams, slots=slots)
+                _LOG.info("%s: continuations are read as rows: slower", self.card.captioner_id)
+        return self._takes_trees
 
     def require_room(self, max_tokens: int) -> None:
         """Raise `SettingsError` if the language model has no positions for so many tokens."""
@@ -175,11 +194,11 @@ class Captioner:
         Raises:
             SettingsError: the folder is not on this machine, or `for_captions` was called.
         """
-        path = _local(folder)
+        path = local_folder(folder)
         if any(isinstance(layer, prepacked.Packed) for layer in self.language_model.modules()):
             raise SettingsError(f"{self.card.captioner_id} was made for captions: load it anew.")
         language_model_path = path / LANGUAGE_MODEL_NAME
-        with _no_progress_bar():
+        with no_progress_bar():
             self.language_model.save_pretrained(language_model_path)
         self.tokenizer.save_pretrained(language_model_path)
         for file in language_model_path.glob("*.safetensors"):
@@ -187,6 +206,21 @@ class Captioner:
         tensors = {name: t.detach().contiguous() for name, t in self.mapper.state_dict().items()}
         storage.write(f"{storage.canonical(folder)}/{MAPPER_NAME}", save_tensors(tensors))
         write_card(folder, self.card)
+
+    def write(self, folder: str) -> None:
+        """Write the same folder at any address, its card last; for a store it is made here first.
+
+        Raises:
+            SettingsError: `for_captions` was called.
+        """
+        if storage.local_path(folder) is not None:
+            self.save(folder)
+            return
+        with tempfile.TemporaryDirectory() as here:
+            self.save(here)
+            files = sorted(path for path in Path(here).rglob("*") if path.is_file())
+            for path in sorted(files, key=lambda path: path.name == CARD_NAME):
+                storage.write(f"{folder}/{path.relative_to(here).as_posix()}", path.read_bytes())
 
 
 def load(folder: str, device: str = "cpu") -> Captioner:
@@ -196,7 +230,7 @@ def load(folder: str, device: str = "cpu") -> Captioner:
         SettingsError: a part is missing, or the parts do not fit each other.
     """
     card = read_card(folder)
-    language_model, tokenizer = load_language_model(str(_local(folder) / LANGUAGE_MODEL_NAME))
+    language_model, tokenizer = load_language_model(str(local_folder(folder) / LANGUAGE_MODEL_NAME))
     captioner = new(card, language_model, tokenizer, seed=0)
     url = f"{storage.canonical(folder)}/{MAPPER_NAME}"
     try:
@@ -226,45 +260,6 @@ def new(card: Card, language_model: Any, tokenizer: Any, *, seed: int) -> Captio
     return Captioner(card, mapper, language_model, tokenizer)
 
 
-def load_language_model(folder: str) -> tuple[Any, Any]:
-    """Read a transformers causal language model and its tokenizer from a folder, in float32.
-
-    Raises:
-        SettingsError: the folder lacks a part, or holds weights that are not safetensors.
-    """
-    path = _local(folder)
-    if not (path / "config.json").is_file():
-        raise SettingsError(f"{path} is not a language model folder: config.json is missing.")
-    if not list(path.glob("*.safetensors")):
-        raise SettingsError(
-            f"{path} holds no *.safetensors; other weight formats can run code and are refused. "
-            "Save the model again with transformers' `save_pretrained`."
-        )
-    try:
-        with _no_progress_bar():
-            language_model = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=torch.float32, use_safetensors=True, **_ONLY_THIS_FOLDER
-            )
-        tokenizer = AutoTokenizer.from_pretrained(str(path), **_ONLY_THIS_FOLDER)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SettingsError(f"The language model in {path} cannot be read: {error}") from error
-    language_model.config.pad_token_id = None  # nothing is padded; else transformers warns
-    return language_model.train(mode=False), tokenizer
-
-
-def random_language_model(model_type: str, shape: Mapping[str, JsonValue], *, seed: int) -> Any:  # noqa: ANN401 - transformers' own types are dynamic
-    """Return a causal language model with random weights, to be trained from scratch.
-
-    `model_type` and `shape` are transformers' own: `"gpt2"`, `{"vocab_size": 120, ...}`.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = AutoConfig.for_model(model_type, **shape)
-        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=torch.float32
-        )
-
-
 def require_embeddings(embedding_BD: Tensor, dim: int) -> None:
     """Raise `SettingsError` unless there are B rows of `dim` finite numbers."""
     if embedding_BD.ndim != 2 or embedding_BD.shape[1] != dim:
@@ -279,22 +274,3 @@ def require_embeddings(embedding_BD: Tensor, dim: int) -> None:
             f"Embeddings must be finite, but {len(rows)} of {len(finite_B)} rows hold NaN or "
             f"infinity instead (row {int(rows[0])} first). Embed those images again."
         )
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each file."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _local(folder: str) -> Path:
-    path = storage.local_path(folder)
-    if path is None:
-        raise SettingsError(f"A captioner must lie on this machine, but {folder} does not.")
-    return path

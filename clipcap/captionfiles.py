@@ -2,8 +2,9 @@
 
 Read are COCO's JSON (also Karpathy's), Flickr8k.token.txt, Flickr30k's results, Conceptual
 Captions' TSV without a header, and Parquet, CSV, TSV or JSON with a column that names the image and
-one with a caption or a list of them. An image is known by its `image_id`, its key, its address or,
-where only one image of the output has it, its file name. Nothing is joined by position.
+one with a caption or a list of them; the original ClipCap's pickles; and WebDataset tars with text,
+read tar by tar. An image is known by its `image_id`, its key, its address or, where only one image
+of the output has it, its file name. Nothing is joined by position.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipcap import layout, manifest, storage, tables
+from clipcap import storage, tartexts
 from clipcap.errors import SettingsError
+from clipcap.imagenames import Names
 from clipcap.sample import caption_text
 
 log = logging.getLogger(__name__)
 
-_NAMES: Final = (
+NAMES: Final = (
     *("key", "source_uri", "url", "image_url", "file_name", "filename", "file", "image"),
     *("image_name", "image_path", "filepath", "path", "image_id"),
 )
 _TEXTS: Final = ("caption", "captions", "reference_captions", "text", "comment", "sentence", "raw")
 _DELIMITERS: Final = "\t|,;"
 _FLICKR: Final = re.compile(r"(.+)#\d+\t(.*)")  # 1000268201_693b08cb0e.jpg#0	A child ...
-_PART: Final = re.compile(r"[/#\\]")
+PICKLE: Final = b"\x80"
+"""How a pickle begins."""
 
-Told = Iterable[tuple[str, object]]
-"""The name of an image with a caption, or a list of them."""
+Told = Iterable[tuple[str | Sequence[str], object]]
+"""The name of an image, or several, best first, with a caption or a list of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,13 @@ def join(url: str, out: str) -> Joined:
             or no caption belongs to an image.
         NotFoundError: there is no such file.
     """
-    told = list(read(storage.canonical(url)))
-    names = _Names(out)
+    names = Names(out)
     found: dict[str, list[str]] = {}
-    unmatched, blank = 0, 0
-    for name, given in told:
-        image_id = names.find(name)
+    first, unmatched, blank = "", 0, 0
+    for named, given in read(url):
+        all_names = (named,) if isinstance(named, str) else named
+        first = first or f"the first is of {all_names[0]!r}"
+        image_id = names.first(all_names)
         texts = [caption_text(t) for t in _listed(given)]
         spoken = [text for text in texts if text]
         blank += len(texts) - len(spoken)
@@ -75,10 +78,10 @@ def join(url: str, out: str) -> Joined:
         elif spoken:
             found.setdefault(image_id, []).extend(spoken)
     if not found:
-        shown = f"the first is of {told[0][0]!r}" if told else "it holds none"
         raise SettingsError(
-            f"The captions in {url} must be of images of {out}, but none is ({shown}; the output "
-            f"has {names.example!r}). An image is named by its key, its address or its file name."
+            f"The captions in {url} must be of images of {out}, but none is "
+            f"({first or 'it holds none'}; the output has {names.example!r}). An image is named by "
+            f"its key, its address or its file name.{own_embeddings(url)}"
         )
     if unmatched + blank:
         log.warning(
@@ -89,57 +92,14 @@ def join(url: str, out: str) -> Joined:
     return Joined(captions, unmatched, blank)
 
 
-class _Names:
-    """Every name that the live images of an output go by."""
-
-    def __init__(self, out: str) -> None:
-        self._exact: dict[str, str] = {}
-        self._files: dict[str, list[str]] = {}
-        self._addresses: dict[str, str] = {}
-        for shard in manifest.shards(out):
-            columns = ["image_id", "key", "source_uri"]
-            for row in tables.read(layout.manifest(out, shard), columns=columns).to_pylist():
-                image_id, address = row["image_id"], row["source_uri"]
-                for name in (image_id, row["key"], address, unquote(address)):
-                    self._exact[name] = image_id
-                self._files.setdefault(_file_name(address), []).append(image_id)
-                self._addresses[image_id] = address
-
-    @property
-    def example(self) -> str:
-        """One file name of the output."""
-        return next(iter(self._files), "no image")
-
-    def find(self, name: str) -> str | None:
-        """Return the image of a name.
-
-        Raises:
-            SettingsError: a file name that several images have.
-        """
-        if (exact := self._exact.get(name)) is not None:
-            return exact
-        if "://" in name:  # pages of several sites may end alike
-            return self._exact.get(_canonical(name))
-        images = self._files.get(_PART.split(name)[-1], [])
-        if len(images) > 1:
-            first, second = (self._addresses[one] for one in images[:2])
-            raise SettingsError(
-                f"A caption must name one image, but {name!r} is the file name of "
-                f"{len(images)} images of the output ({first}, {second}). Name the images by key "
-                "or by address in the captions."
-            )
-        return images[0] if images else None
-
-
-def _file_name(address: str) -> str:
-    return unquote(_PART.split(address)[-1])
-
-
-def _canonical(address: str) -> str:
-    try:
-        return storage.canonical(address)
-    except SettingsError:
+def own_embeddings(url: str) -> str:
+    """Return what to do where a pickle has no images at hand; nothing for other files."""
+    if not url or not is_pickle(url):
         return ""
+    return (
+        " The file of captions holds embeddings of its own: `--embeddings file` trains on those, "
+        "without images (name the encoder that made them with --model)."
+    )
 
 
 def _listed(given: object) -> list[str]:
@@ -148,12 +108,54 @@ def _listed(given: object) -> list[str]:
 
 
 def read(url: str) -> Told:
-    """Yield the captions of a file with the names of their images.
+    """Yield the captions of a file, or of tars, with the names of their images.
 
     Raises:
         SettingsError: it is of no known form, or not UTF-8.
         NotFoundError: it is not there.
     """
+    if are_tars(url):
+        return tartexts.read(url)
+    url = storage.canonical(url)
+    return _of_pickle(url) if is_pickle(url) else _of_file(url)
+
+
+def is_pickle(url: str) -> bool:
+    """Tell whether a file begins as a pickle does; tars are none."""
+    if are_tars(url):
+        return False
+    pieces = storage.stream(storage.canonical(url), chunk=1)  # not every site gives a range
+    return next(pieces, b"") == PICKLE
+
+
+def are_tars(url: str) -> bool:
+    """Tell whether an address is that of tars: of one, a folder or a pattern."""
+    if url.startswith(("http://", "https://")):  # where no folder can be listed
+        return False
+    return url.lower().endswith(".tar") or storage.info(storage.canonical(url)) is None
+
+
+def _of_pickle(url: str) -> Told:
+    """Return the captions of the original's data by the names of their images.
+
+    Raises:
+        SettingsError: the name of an image is that of several embeddings.
+    """
+    from clipcap import oldpickles  # noqa: PLC0415 - needs torch, the other forms do not
+
+    found: dict[str, list[str]] = {}
+    for image in oldpickles.images(*oldpickles.read(url)):
+        if image.name in found:
+            raise SettingsError(
+                f"{url} names two images {image.name!r}, with different embeddings: their captions "
+                "cannot be told apart by name. `--embeddings file` trains on the file's own "
+                "embeddings instead."
+            )
+        found[image.name] = image.captions
+    return list(found.items())
+
+
+def _of_file(url: str) -> Told:
     data = storage.read(url)
     try:
         if data.startswith(b"PAR1"):
@@ -182,7 +184,7 @@ def _table(columns: Sequence[str], cells: Callable[[str], list[Any]]) -> Told:
     by_lower = {column.strip().lower(): column for column in reversed(columns)}
     found = [
         next((by_lower[name] for name in usual if name in by_lower), None)
-        for usual in (_NAMES, _TEXTS)
+        for usual in (NAMES, _TEXTS)
     ]
     if found[0] is None or found[1] is None:
         raise ValueError(f"the columns are {', '.join(column[:80] for column in columns[:20])}")
@@ -220,7 +222,10 @@ def _of_text(text: str) -> Told:
         return [_flickr(line) for line in lines]
     if _is_conceptual(first):
         cells = [line.rstrip("\n").split("\t") for line in lines]
-        return [(row[-1].strip(), row[0]) for row in cells]
+        if bad := next((row for row in cells if len(row) != 2), None):
+            shown = "<tab>".join(bad)[:80]
+            raise ValueError(f"a line of {len(bad)} columns, not caption and address: {shown!r}")
+        return [(address.strip(), caption) for caption, address in cells]
     delimiter = max(_DELIMITERS, key=first.count)
     lines_of = partial(csv.reader, io.StringIO(text, newline=""), delimiter=delimiter)
     quoted = delimiter in ",;"
@@ -233,6 +238,15 @@ def _of_text(text: str) -> Told:
         return [row[at] if at < len(row) else None for row in body]
 
     return _table(names, column)
+
+
+def is_known(line: str) -> bool:
+    """Tell whether a text that begins with this line names images beside captions."""
+    try:
+        _of_text(line)
+    except (ValueError, LookupError, csv.Error):
+        return False
+    return True
 
 
 def _flickr(line: str) -> tuple[str, str]:

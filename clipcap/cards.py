@@ -1,7 +1,7 @@
 """A captioner folder in, its card and its digest out; needs no torch.
 
 The folder: `captioner.json` (the card), `mapper.safetensors`, `language_model/` (a transformers
-causal language model with its tokenizer).
+causal language model with its tokenizer), and perhaps `review.json` (`clipcap.review`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from clipcap.errors import NotFoundError, SettingsError
 from clipcap.settings import Settings, digest
 
 CARD_NAME: Final = "captioner.json"
+REVIEW_NAME: Final = "review.json"
+"""What is doubted about its captions; changes none of them, so it is not part of the digest."""
 MAPPER_NAME: Final = "mapper.safetensors"
 LANGUAGE_MODEL_NAME: Final = "language_model"
 FORMAT: Final = 1
@@ -98,12 +100,16 @@ def write_card(folder: str, card: Card) -> None:
 
 
 def captioner_digest(folder: str) -> str:
-    """Return `captioner_sha256`: the digest of the names and bytes of all files of the folder."""
+    """Return `captioner_sha256`: the digest of the names and bytes of all files of the folder.
+
+    All but `review.json`: it changes what is thought of captions, not the captions.
+    """
     root = storage.canonical(folder)
     return digest(
         {
             found.url.removeprefix(f"{root}/"): _file_digest(found.url, found.size_bytes)
             for found in storage.list_objects(root)
+            if found.url != f"{root}/{REVIEW_NAME}"
         }
     )
 

@@ -31,11 +31,13 @@ class Fingerprint:
 
     recipe: str
     members: str
+    review: str = ""
+    """What captions are judged by; another text judges rows anew that are kept."""
 
     @property
     def value(self) -> str:
         """The digest that stands in the footer."""
-        return digest([self.recipe, self.members])
+        return digest([self.recipe, self.members, *([self.review] if self.review else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def publish(
         "git_commit": git_commit(),
         "fingerprint": fingerprint.value,
         "recipe": fingerprint.recipe,
+        **({"review": fingerprint.review} if fingerprint.review else {}),
         **metadata,
     }
     data = tables.to_bytes(table, signed)

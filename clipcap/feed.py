@@ -50,6 +50,8 @@ class Part(Generic[T]):
     of: T
     tar: str
     rows: pa.Table
+    view: int = 0
+    """Which augmented view of them; 0: they themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ class Feed(Generic[T]):
             raise NotFoundError(f"Cannot read {cut.part.tar}: it is not there.")
         source, slot = str(path) if memory is None else memory.path, region * self._batch_size
         items = [
-            [source, *place, sha256, slot + n]
+            [source, *place, sha256, slot + n, cut.part.view]
             for n, (place, sha256) in enumerate(zip(places, digests, strict=True))
         ]
         return memory, self._pool.submit(self._shared, items)

@@ -102,7 +102,7 @@ def read_checkpoint(file: str, given: Given) -> Captioner:
     found = checkpoints.read(path)
     shape = found.shape
     encoder, normalized = _known(path, shape, given)
-    fit = _encoder_fit(encoder, shape.dim_clip)
+    fit = _fitting(encoder, shape.dim_clip)
     tokenizer = bytepairs.tokenizer(given.tokenizer, shape.vocabulary)
     card = Card(
         captioner_id=path_name(given.name or path.stem),
@@ -185,20 +185,27 @@ def _known(path: Path, shape: Shape, given: Given) -> tuple[str, bool]:
     )
 
 
-def _encoder_fit(name: str, dim: int) -> EncoderFit:
-    """Return the encoder that a name stands for; a published one is not fetched for it."""
+def encoder_fit(name: str) -> EncoderFit:
+    """Return the encoder that a name stands for; a published one is not fetched for it.
+
+    Raises:
+        SettingsError: nobody knows the name.
+    """
     published = pretrained.find(f"{name.replace('/', '-')}{OPENAI}") or pretrained.find(name)
-    if published is None:
-        ref = models.encoder(name)
-        fit = EncoderFit(
-            model_id=ref.model_id,
-            sha256=ref.sha256,
-            preprocess_sha256=ref.preprocess_sha256,
-            dim=ref.dim,
-        )
-    else:
+    if published is not None:
         width = pretrained.configuration(published)["embed_dim"]
-        fit = EncoderFit(model_id=path_name(published.name), dim=width)
+        return EncoderFit(model_id=path_name(published.name), dim=width)
+    ref = models.encoder(name)
+    return EncoderFit(
+        model_id=ref.model_id,
+        sha256=ref.sha256,
+        preprocess_sha256=ref.preprocess_sha256,
+        dim=ref.dim,
+    )
+
+
+def _fitting(name: str, dim: int) -> EncoderFit:
+    fit = encoder_fit(name)
     if fit.dim != dim:
         raise SettingsError(
             f"The checkpoint reads embeddings of {dim} numbers, but the encoder {name} gives "

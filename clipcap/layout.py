@@ -132,12 +132,37 @@ def label_embeddings(out: str, *, model_id: str, digest: str) -> str:
 
 def captioner(out: str, name: str) -> str:
     """Return the URL of the folder of a captioner trained on this output."""
-    return f"{out}/captioners/{path_name(name)}"
+    return f"{captioners(out)}/{path_name(name)}"
+
+
+def captioners(out: str) -> str:
+    """Return the URL of the folder of all captioners trained on this output."""
+    return f"{out}/captioners"
+
+
+def promotions(out: str) -> str:
+    """Return the URL of the folder of what was promoted, when and why: the last one holds."""
+    return f"{captioners(out)}/_promoted"
+
+
+def promotion(out: str, number: int) -> str:
+    """Return the URL of one promotion; numbers begin with 1."""
+    return f"{promotions(out)}/{number:06d}.json"
+
+
+def promotion_scores(out: str, number: int) -> str:
+    """Return the URL of the score file that a promotion was judged by."""
+    return f"{promotions(out)}/{number:06d}.parquet"
 
 
 def training(out: str, name: str) -> str:
     """Return the URL of the state that a killed training goes on from; gone when it is done."""
     return f"{out}/_training/{path_name(name)}.safetensors"
+
+
+def views(out: str, *, model_id: str) -> str:
+    """Return the URL of the folder of embeddings of augmented views, of images to train on."""
+    return f"{out}/_training/views/model={path_name(model_id)}"
 
 
 def run_manifest(out: str, run_id: str) -> str:

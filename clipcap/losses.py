@@ -25,9 +25,16 @@ _TOLERANCE: Final = 1e-4  # of the largest logit: float32 differs by 1e-6, a mas
 
 
 def caption_loss(
-    captioner: Captioner, embedding_BD: Tensor, token_BT: Tensor, mask_BT: Tensor
+    captioner: Captioner,
+    embedding_BD: Tensor,
+    token_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Return the summed cross entropy of the tokens under the mask.
+
+    With smoothing, that share of each word is spread evenly over all words.
 
     Padding stands on the right of each row, so a causal model needs no attention mask; the head
     runs on the T caption positions only.
@@ -40,11 +47,18 @@ def caption_loss(
         use_cache=False,
         logits_to_keep=token_BT.shape[1],
     ).logits
-    return functional.cross_entropy(logits_BTV[mask_BT].float(), token_BT[mask_BT], reduction="sum")
+    return functional.cross_entropy(
+        logits_BTV[mask_BT].float(),
+        token_BT[mask_BT],
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
 
 
-def packed_loss(captioner: Captioner, embedding_ID: Tensor, rows: Rows) -> Tensor:
-    """Return the summed cross entropy of the captions in the rows.
+def packed_loss(
+    captioner: Captioner, embedding_ID: Tensor, rows: Rows, *, smoothing: float = 0.0
+) -> Tensor:
+    """Return the summed cross entropy of the captions in the rows; smoothing as above.
 
     `embedding_ID[i]` belongs to the image `rows.image_I[i]`. The mapper and the prefix run once an
     image; the head runs on the ends of prefixes and on words only.
@@ -52,7 +66,10 @@ def packed_loss(captioner: Captioner, embedding_ID: Tensor, rows: Rows) -> Tenso
     prefix_IPE = captioner.prefix(embedding_ID)
     logits_UV = _logits(captioner.language_model, prefix_IPE, rows)
     log_p_UV = logits_UV.float().log_softmax(-1)
-    return -log_p_UV[rows.source_N, rows.target_N].sum()
+    loss = -log_p_UV[rows.source_N, rows.target_N].sum()
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_p_UV.mean(-1)[rows.source_N].sum()
+    return loss
 
 
 def _logits(language_model: Any, prefix_IPE: Tensor, rows: Rows) -> Tensor:  # noqa: ANN401 - transformers' own types are dynamic

@@ -62,6 +62,13 @@ class Masters:
                 weight.grad.add_(read.grad)
             read.grad = None
 
+    def gradients(self) -> list[Tensor]:
+        """Return the gradient of every weight that learns, zeros where none was found."""
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        return [weight.grad for weight in self.weights if weight.grad is not None]
+
     def step(self, clip_norm: float | None) -> None:
         """Move the weights along their gradients, and forget those."""
         if clip_norm is not None:

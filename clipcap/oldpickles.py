@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from clipcap import pickledtensors, storage
 from clipcap.errors import SettingsError
+
+log = logging.getLogger(__name__)
 
 EMBEDDINGS: Final = "clip_embedding"
 """The key of all embeddings, and in a caption's own dict the key of its row."""
@@ -31,15 +35,14 @@ class Caption(NamedTuple):
     """Which image; in the files made of COCO several rows are of one image."""
 
 
-class Tokens(NamedTuple):
-    """The file that the original keeps beside its data, `..._tokens.pkl`."""
+class Image(NamedTuple):
+    """One image of a file: in those made of COCO, of several equal rows."""
 
-    token_ids: list[Tensor]
-    """GPT-2's tokens of each caption, int64."""
-    rows: list[int]
-    """The row of each caption."""
-    longest: int
-    """Tokens of the longest caption, as the file says."""
+    name: str
+    """Its `image_id`: a number of COCO, a file without its ending, or nothing."""
+    row: int
+    """The first row that is of it."""
+    captions: list[str]
 
 
 def read(url: str) -> tuple[Tensor, list[list[Caption]]]:
@@ -63,27 +66,19 @@ def read(url: str) -> tuple[Tensor, list[list[Caption]]]:
         return embedding_ND, _captions(whole[CAPTIONS], len(embedding_ND))
 
 
-def read_tokens(url: str) -> Tokens:
-    """Return what a `..._tokens.pkl` holds.
+def images(embedding_ND: Tensor, captions: Sequence[Sequence[Caption]]) -> list[Image]:
+    """Gather the rows of each image: those of one name that hold the same numbers.
 
-    Nothing in it says which data file it was made from: compare it before you believe it.
-
-    Raises:
-        SettingsError: it is no such file, or is damaged; its lists are not as long as each other.
-        StorageError: it cannot be read.
+    Rows without a name are images of their own.
     """
-    with _told(url):
-        match pickledtensors.loads(_bytes(url)):
-            case [list(token_ids), list(rows), int(longest)] if len(token_ids) == len(rows):
-                good = all(
-                    isinstance(ids_T, Tensor) and ids_T.ndim == 1 and ids_T.dtype == torch.int64
-                    for ids_T in token_ids
-                )
-                if good and all(type(row) is int and row >= 0 for row in rows):
-                    return Tokens([ids_T.clone() for ids_T in token_ids], rows, longest)
-    raise SettingsError(
-        f"{url} must hold a list of tokens, a list of as many rows and a number, but does not."
-    )
+    found: dict[tuple[str, object], Image] = {}
+    for row, (embedding_D, said) in enumerate(zip(embedding_ND.numpy(), captions, strict=True)):
+        numbers = hashlib.sha256(embedding_D.tobytes()).digest()
+        for caption in said:
+            key = (caption.image_id, numbers if caption.image_id else row)
+            image = found.setdefault(key, Image(caption.image_id, row, []))
+            image.captions.append(caption.text)
+    return list(found.values())
 
 
 def _embeddings(found: object) -> Tensor:
@@ -106,8 +101,15 @@ def _captions(found: object, rows: int) -> list[list[Caption]]:
     if not isinstance(found, list):
         raise SettingsError(f"`{CAPTIONS}` must be a list, but is not.")
     captions: list[list[Caption]] = [[] for _ in range(rows)]
-    for place, one in enumerate(found):
-        row, caption = _caption(place, one)
+    pairs = [_caption(place, one) for place, one in enumerate(found)]
+    if _are_counted_anew([row for row, _ in pairs], rows):
+        log.warning(
+            "The rows of the captions are counted anew after %d of them, a defect of "
+            "parse_conceptual.py: each caption is taken for the row at its own place.",
+            next(place for place, (row, _) in enumerate(pairs) if row != place),
+        )
+        pairs = [(place, caption) for place, (_, caption) in enumerate(pairs)]
+    for place, (row, caption) in enumerate(pairs):
         if not 0 <= row < rows:
             raise SettingsError(
                 f"Caption {place} is of row {row}, but there are rows 0 to {rows - 1} only."
@@ -120,6 +122,16 @@ def _captions(found: object, rows: int) -> list[list[Caption]]:
             f"{captions.index([])} first; {len(found)} captions in all)."
         )
     return captions
+
+
+def _are_counted_anew(found: Sequence[int], rows: int) -> bool:
+    """Tell whether the captions count 0, 1, ... to some row and once more 0, 1, ... to the end.
+
+    `parse_conceptual.py` writes the validation part and then the training part into one file, a
+    caption for each row in their order, but counts the rows of each part from 0.
+    """
+    first = next((place for place, row in enumerate(found) if row != place), rows)
+    return len(found) == rows > first and list(found[first:]) == list(range(rows - first))
 
 
 def _caption(place: int, found: Any) -> tuple[int, Caption]:  # noqa: ANN401 - whatever the file says

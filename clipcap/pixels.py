@@ -25,7 +25,7 @@ from PIL import ExifTags, Image
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
-from clipcap import colours, images, sharedmemory
+from clipcap import augmented, colours, images, sharedmemory
 from clipcap.images import DECODE_ERRORS, ImageSettings
 from clipcap.preprocessing import PixelSettings, Preprocess
 
@@ -58,15 +58,20 @@ class _Lying:
 def work(shared: dict[str, Any], item: list[Any]) -> str | None:
     """Put the pixels of the bytes at `[path, offset, length, sha256, slot]` into their slot.
 
-    `shared` has the memory with the slots, the model's preprocessing and the pixel settings.
+    `shared` has the memory with the slots, the model's preprocessing and the pixel settings. Where
+    the item ends with the number of a view other than 0, the pixels are those of that view.
     """
-    path, offset, length, sha256, slot = item
+    path, offset, length, sha256, slot, *view = item
     data = sharedmemory.part(path, offset, length)
     if hashlib.sha256(data).hexdigest() != sha256:
         return CHANGED
     wanted = Preprocess(**shared["preprocess"])
     slots = _slots(shared["memory"], shared["serial"], wanted.height, wanted.width)
-    slots[slot] = pixels(data, wanted, PixelSettings(**shared["settings"]))
+    settings = PixelSettings(**shared["settings"])
+    if any(view):
+        slots[slot] = viewed(data, wanted, settings, seed=f"{sha256}/{view[0]}")
+    else:
+        slots[slot] = pixels(data, wanted, settings)
     return None
 
 
@@ -93,6 +98,22 @@ def pixels(
         if isinstance(picture, Image.Image):
             return np.array(_by_pillow(picture, wanted).convert("RGB"))
         return _cut(_resized(picture, wanted), wanted)
+
+
+def viewed(
+    data: bytes, wanted: Preprocess, settings: PixelSettings, *, seed: str
+) -> NDArray[np.uint8]:
+    """Return an augmented view of the first frame, turned by EXIF: [H, W, 3].
+
+    Raises:
+        ImageError: why it cannot be used.
+    """
+    with images.reading(data, _ANY_SIZE) as opened:
+        picture = _picture(data, opened, wanted, settings)
+        if isinstance(picture, Image.Image):
+            return augmented.view(np.array(picture.convert("RGB")), wanted, seed)
+        levels = picture.levels[:, ::-1] if picture.mirrored else picture.levels
+        return augmented.view(np.rot90(levels, picture.quarters), wanted, seed)
 
 
 def _picture(

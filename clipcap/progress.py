@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from statistics import fmean
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from clipcap.captioner import Captioner
 State = dict[str, Tensor]
 """Everything that a training needs to go on, by name."""
 _NONE: Final = math.nan
+_POINTS: Final = 200  # of the losses that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,32 @@ def from_tensor(numbers: Tensor, steps: int) -> list[Progress]:
         Progress(n + 1, steps, loss, rate, *(None if math.isnan(x) else x for x in measured))
         for n, (loss, rate, *measured) in enumerate(numbers.tolist())
     ]
+
+
+def line(now: Progress, *, done: int, seconds: float) -> str:
+    """Return where a training stands, after `done` steps in so many seconds, for a person."""
+    left = seconds / done * (now.steps - now.step)
+    held = "" if now.validation_loss is None else f", held out {now.validation_loss:.3f}"
+    score = "" if now.validation_score is None else f", score {now.validation_score:.3f}"
+    return (
+        f"step {now.step:,} of {now.steps:,}, loss {now.loss:.3f}{held}{score}, {left:.0f} s left"
+    )
+
+
+def told(curve: Sequence[Progress]) -> dict[str, Any]:
+    """Return a curve as a card has it; `losses` are means over `loss_every` steps."""
+    every = math.ceil(len(curve) / _POINTS) or 1
+    losses = [now.loss for now in curve]
+    return {
+        "validation": [
+            {"step": now.step, "loss": now.validation_loss, "score": now.validation_score}
+            for now in curve
+            if now.validation_loss is not None
+        ],
+        "steps": len(losses),
+        "loss_every": every,
+        "losses": [fmean(losses[at : at + every]) for at in range(0, len(losses), every)],
+    }
 
 
 class Best:

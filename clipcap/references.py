@@ -28,7 +28,7 @@ def read(sample: Sample, reader: Reader) -> Texts:
     for sidecar in sample.sidecars:
         try:
             data = _read(sidecar.at, reader)
-            captions += _captions(sidecar.suffix, data)
+            captions += captions_of(sidecar.suffix, data)
         except (ValueError, RecursionError, ImageError) as error:
             message = f"{sidecar.at.url}: {type(error).__name__}: {error}"[:300]
             raise ImageError("bad_sidecar", message) from error
@@ -49,8 +49,8 @@ def _read(at: Bytes, reader: Reader) -> bytes:
     return reader.read(at, _MOST_BYTES)
 
 
-def _captions(suffix: str, data: bytes) -> list[str]:
-    """Return the captions in one file: lines of text, or `caption`, `captions` or `text` of JSON.
+def captions_of(suffix: str, data: bytes) -> list[str]:
+    """Return the captions in one file: lines of text, or `caption`, `captions`, `text` of JSON.
 
     Raises:
         ValueError: not UTF-8, not JSON.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipcap import search
 from clipcap.candidates import Candidate, Decodable
-from clipcap.wording import Rules
+from clipcap.rules import Rules
 
 _ROWS: Final = 16  # of log-probabilities, of which a processor's cache holds so many
 _ALL: Final = 1 << 20
@@ -70,7 +70,8 @@ class Sequences:
         self.source_NK = torch.cat((self.source_NK, torch.zeros_like(token_BK)))
         self.length_NK = torch.cat((self.length_NK, torch.ones_like(token_BK)))
         self.score_NK = torch.cat((self.score_NK, score_BK))
-        self.stopped_NK = torch.cat((self.stopped_NK, self._rules.is_stop(token_BK)))
+        stopped_BK = self._rules.is_stop(token_BK) | (score_BK == -torch.inf)
+        self.stopped_NK = torch.cat((self.stopped_NK, stopped_BK))
         self._token_NKT = torch.cat((self._token_NKT, token_BKT))
         self.step_N = torch.cat((self.step_N, token_BK.new_ones(len(token_BK))))
 
@@ -84,30 +85,32 @@ class Sequences:
         self._token_NKT.scatter_(2, at_NK1, token_NK[:, :, None])
         self.step_N = self.step_N + 1
         stopped_NK = self.stopped_NK.gather(1, source_NK)
-        self.stopped_NK = stopped_NK | self._rules.is_stop(token_NK)
+        self.stopped_NK = stopped_NK | self._rules.is_stop(token_NK) | (score_NK == -torch.inf)
         self.token_NK, self.source_NK = token_NK, source_NK
         self.score_NK, self.length_NK = score_NK, length_NK
 
-    def _said(self) -> list[list[int]]:
+    def tokens(self) -> list[list[list[int]]]:
+        """Return the tokens of each image's beams; behind what they have said stands anything."""
+        found: list[list[list[int]]] = self._token_NKT.tolist()
+        return found
+
+    def said(self) -> list[list[int] | None]:
+        """Return the tokens of all beams, one image's after the other's; None of one that ended."""
         steps = [step for step in self.step_N.tolist() for _ in range(self._beams)]
-        tokens = self._token_NKT.flatten(0, 1).tolist()
-        return [row[:step] for row, step in zip(tokens, steps, strict=True)]
+        rows = zip([row for rows in self.tokens() for row in rows], steps, strict=True)
+        stopped = self.stopped_NK.flatten().tolist()
+        return [
+            None if is_over else row[:step]
+            for (row, step), is_over in zip(rows, stopped, strict=True)
+        ]
 
     def likeliest(
         self, logits_RV: Tensor, count: int, *, temperature: float = 1.0, is_first: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return log p and token of what R beams may go on with best.
-
-        Without a softmax over V, and a few rows at a time: what does not fit into the processor's
-        cache costs as much as a layer of the language model.
-        """
-        said = None if is_first or not self._rules.looks_back else self._said()
+        """Return log p and token of what R beams may go on with best."""
+        said = None if is_first or not self._rules.looks_back else self.said()
         top_RK, token_RK = self._rules.allowed(logits_RV, said).topk(count, -1)
-        whole = [
-            (part_rV.float() / temperature).logsumexp(-1, keepdim=True)
-            for part_rV in torch.split(logits_RV, _ROWS if logits_RV.device.type == "cpu" else _ALL)
-        ]
-        return top_RK.float() / temperature - torch.cat(whole), token_RK
+        return top_RK.float() / temperature - whole(logits_RV, temperature), token_RK
 
     def done(self) -> list[bool]:
         """Tell which images have ended in all beams, or are at the limit."""
@@ -123,9 +126,10 @@ class Sequences:
         averages = average_K.tolist()
         found: dict[tuple[int, ...], Candidate] = {}  # what was cut may have become the same
         for k in order_K:
-            one = self._candidate(tokens[k][: lengths[k]], averages[k], is_stopped=stopped[k])
-            found.setdefault(one.token_ids, one)
-        return [one for one in found.values() if self._rules.suits(one.text)] or [*found.values()]
+            if averages[k] > -torch.inf:
+                one = self._candidate(tokens[k][: lengths[k]], averages[k], is_stopped=stopped[k])
+                found.setdefault(one.token_ids, one)
+        return self._rules.preferred(found.values())
 
     def _candidate(self, tokens: list[int], average: float, *, is_stopped: bool) -> Candidate:
         token_ids = tuple(tokens) if is_stopped else self._rules.cut(tokens, self._captioner)
@@ -146,6 +150,17 @@ class Sequences:
         self.length_NK, self.score_NK = self.length_NK[index], self.score_NK[index]
         self.stopped_NK, self.step_N = self.stopped_NK[index], self.step_N[index]
         self._token_NKT = self._token_NKT[index]
+
+
+def whole(logits_RV: Tensor, temperature: float) -> Tensor:
+    """Return what is taken off logits to make log p of them.
+
+    Without a softmax over V, and a few rows at a time: what does not fit into the processor's
+    cache costs as much as a layer of the language model.
+    """
+    rows = _ROWS if logits_RV.device.type == "cpu" else _ALL
+    parts = torch.split(logits_RV, rows)
+    return torch.cat([(part.float() / temperature).logsumexp(-1, keepdim=True) for part in parts])
 
 
 def seeds(embedding_BD: Tensor) -> list[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from clipcap.settings import Settings
+
+_LATER: Final = {"texts", "dropout", "label_smoothing"}  # with their defaults all is as it was
 
 
 class LoraSettings(Settings):
@@ -18,6 +20,19 @@ class LoraSettings(Settings):
     """What they learn counts alpha / rank times."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of what they read that is left out while they learn."""
+
+
+class TextSettings(Settings):
+    """How captions are learned from texts alone, as in CapDec (arXiv:2211.00575)."""
+
+    noise: float = Field(default=0.016**0.5, ge=0.0)
+    """Standard deviation of the noise added to each number of a text's embedding; the paper's
+    variance is 0.016."""
+    shift: Literal["mean", "none"] = "mean"
+    """`mean` moves the embeddings of texts to where those of images lie, by the difference of
+    their means; `none` leaves them."""
+    epochs: int = Field(default=3, ge=1)
+    """Times that each text is seen before the captions of images; of texts alone, `loop.epochs`."""
 
 
 class TrainSettings(Settings):
@@ -57,6 +72,13 @@ class TrainSettings(Settings):
     """Gradients longer than this are scaled down to it; null, as in the original, never."""
     embedding_noise: float = Field(default=0.0, ge=0.0)
     """Standard deviation of the noise added to each number of an embedding (arXiv:2211.00575)."""
+    dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Share of the language model's numbers left out while it learns; null: its own (GPT-2 0.1).
+    The mapper's stands in `mapper.settings`."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of each word that is spread over all words; not in what is measured."""
+    texts: TextSettings = TextSettings()
+    """What is learned from texts without images, where there are any."""
     max_tokens: int = Field(default=67, ge=1)
     """Captions are cut after so many tokens."""
     stop: str | None = "."
@@ -74,3 +96,8 @@ class TrainSettings(Settings):
     """Training ends after so many measurements without a better one; null: never early."""
     seed: int = Field(default=0, ge=0)
     """Order of the captions, dropout, noise and the images held out."""
+
+    def told(self) -> dict[str, Any]:
+        """Return every setting; of those that came later only what somebody asked for."""
+        later = self.model_dump(mode="json", include=_LATER, exclude_defaults=True)
+        return self.model_dump(mode="json", exclude=_LATER) | later

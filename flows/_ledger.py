@@ -136,12 +136,12 @@ class Ledger:
             model_ids=tuple(dict.fromkeys(found.of for found in used if found.of)),
         )
 
-    def finish(self, published: Published | None = None) -> Finished:
+    def finish(self, published: Published | None = None, *, report_url: str = "") -> Finished:
         """Tell everybody that the run is done; one that does not publish gets its row here."""
         night = self.night()
         if published is None:
             write = partial(records.write, night, state="Completed", seconds=self._seconds)
-            _join.patiently(write)
+            _join.patiently(partial(write, report_uri=report_url or None))
         for listener in self._listeners:
             listener.finish(night, published)
         return Finished(night, published)

@@ -6,7 +6,7 @@ from clipcap.embedding import EmbedSettings
 from clipcap.stages.caption import CaptionSettings, CaptionSpeed
 from flows._flow import flow
 from flows._ledger import Finished, Ledger
-from flows.settings import SHARDS_PER_PARTITION
+from flows.settings import SHARDS_PER_PARTITION, settled
 from tasks.caption import caption_partition
 from tasks.preflight import check_models, check_places
 from tasks.shard import list_shards
@@ -31,6 +31,7 @@ def caption(
     """
     given = {"settings": settings, "encoder": encoder, "speed": speed}
     with Ledger("caption", out, given, logical_date=None) as ledger:
+        settings = settled(settings, out)
         ledger.call(check_models, encoder, settings, (), (speed.device,))
         ledger.call(check_places, out, out)
         ledger.confirm()

@@ -26,7 +26,14 @@ COMMANDS: Final = {
     "embed": ("stages", "Embed every live image of OUT that is not embedded yet."),
     "caption": ("stages", "Caption every embedded image of OUT that has no caption yet."),
     "label": ("stages", "Label every embedded image of OUT that has no labels yet."),
-    "train": ("stages", "Train a captioner on the captions that people wrote for OUT's images."),
+    "choose": (
+        "choose",
+        "Choose for every image of OUT among candidate texts the ones that fit best.",
+    ),
+    "train": (
+        "stages",
+        "Train a captioner on the captions that people wrote for OUT's images, or on texts alone.",
+    ),
     "bench": (
         "bench",
         "Measure how fast every stage is here, what waits for what, what to change.",
@@ -42,14 +49,18 @@ COMMANDS: Final = {
         "evaluate",
         "Say for each metric whether B is better, not worse or worse than A.",
     ),
+    "calibrate-captions": (
+        "calibrate",
+        "Measure below which scores captions of OUT want a second look; keep it by the captioner.",
+    ),
     "verify": ("verify", "Check every file of OUT against contract, digests and commits."),
     "doctor": ("doctor", "Look whether everything a run needs is here."),
 }
 """Command to the file of `flows/commands` that has it, and its help in one line."""
 INTERRUPTED: Final = 130
 _LIBRARY: Final = logging.getLogger("clipcap")
-_SPEED: Final = logging.getLogger("clipcap.embedder")
-"""Says where a model runs and how fast; everything else below a warning is for --debug."""
+_TOLD: Final = ("clipcap.embedder", "clipcap.trainer")
+"""Say where a model runs and how fast it is or learns; else below a warning is for --debug."""
 
 
 class Commands(click.Group):
@@ -65,8 +76,10 @@ class Commands(click.Group):
             return None
         module = importlib.import_module(f"flows.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        if not any(parameter.name == "debug" for parameter in command.params):
-            command.params.append(_debug_option())
+        own = command.commands.values() if isinstance(command, click.Group) else ()
+        for one in (command, *own):
+            if not any(parameter.name == "debug" for parameter in one.params):
+                one.params.append(_debug_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -98,7 +111,7 @@ class _Stderr(logging.Handler):
     """Prints warnings, and with --debug everything, to where stderr is now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = record.levelno >= logging.WARNING or record.name == _SPEED.name
+        told = record.levelno >= logging.WARNING or record.name in _TOLD
         if told or _is_debugging():
             click.echo(self.format(record), err=True)
 
@@ -116,7 +129,8 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     _LIBRARY.addHandler(handler)
     _LIBRARY.propagate = False  # Prefect prints what reaches the root
-    _SPEED.setLevel(logging.INFO)
+    for name in _TOLD:
+        logging.getLogger(name).setLevel(logging.INFO)
     sys.excepthook = _unexpected
     sys.exit(_run())
 

@@ -6,7 +6,7 @@ from datetime import date
 
 from flows._flow import flow
 from flows._ledger import Finished, Ledger
-from flows.settings import NightlySettings
+from flows.settings import NightlySettings, settled
 from flows.shard import take_in
 from tasks.caption import caption_partition
 from tasks.embed import embed_partition
@@ -33,6 +33,7 @@ def nightly(
     """
     given = {"source": source, "out": out, "settings": settings, "logical_date": logical_date}
     with Ledger("nightly", out, given, logical_date=logical_date) as ledger:
+        settings = _settled(settings, out)
         _require_ready(ledger, source, out, settings)
         ledger.confirm()
         take_in(ledger, source, settings.shard, max_reject_rate=settings.max_reject_rate)
@@ -40,6 +41,13 @@ def nightly(
         with ledger.stage("publish"):
             published = ledger.call(publish_night, ledger.night(), settings.publish)
         return ledger.finish(published)
+
+
+def _settled(settings: NightlySettings, out: str) -> NightlySettings:
+    """Return the settings with the captioner that is promoted as the night begins."""
+    if settings.caption is None:
+        return settings
+    return settings.model_copy(update={"caption": settled(settings.caption, out)})
 
 
 def _require_ready(ledger: Ledger, source: str, out: str, settings: NightlySettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from clipcap import promotions, storage
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.settings import Settings
 from clipcap.stages.caption import CaptionSettings, CaptionSpeed
@@ -14,6 +15,17 @@ from clipcap.stages.shard import ShardSettings
 SHARDS_PER_PARTITION = 8
 """With 2,000 images a shard: minutes on a CPU, and 10 million images stay under 2,000 task runs."""
 MAX_REJECT_RATE = 0.05
+
+
+def settled(settings: CaptionSettings, out: str) -> CaptionSettings:
+    """Return the settings with the captioner that `promoted` stands for now.
+
+    Raises:
+        SettingsError: nothing was promoted, or it was changed since.
+        StorageError: it cannot be read.
+    """
+    name = promotions.resolved(storage.canonical(out), settings.captioner)
+    return settings.model_copy(update={"captioner": name})
 
 
 class NightlySettings(Settings):

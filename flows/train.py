@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from clipcap import captionfiles
 from clipcap.embedding import EmbedSettings
+from clipcap.errors import NotFoundError
 from clipcap.stages.train import Trained, TrainSettings
 from flows._flow import flow
 from flows._ledger import Ledger
@@ -25,10 +27,21 @@ def train(
     """
     given = {"settings": settings, "encoder": encoder}
     with Ledger("train", out, given, logical_date=None) as ledger:
-        ledger.call(check_models, encoder, None, (), (settings.device,))
-        ledger.call(check_places, out, out)
+        if settings.embeddings == "file":  # nothing of the encoder need be here, nor images
+            ledger.call(check_places, settings.captions or out, out)
+        else:
+            ledger.call(check_models, encoder, None, (), (settings.device,))
+            _check_output(ledger, out, settings)
         ledger.confirm()
         with ledger.stage("train"):
             trained = ledger.call(train_captioner, ledger.run, settings, encoder)
-        ledger.finish()
+        ledger.finish(report_url=trained.report_url)
         return trained
+
+
+def _check_output(ledger: Ledger, out: str, settings: TrainSettings) -> None:
+    try:
+        ledger.call(check_places, out, out)
+    except NotFoundError as error:
+        hint = captionfiles.own_embeddings(settings.captions)
+        raise NotFoundError(f"{error}{hint}") from error

@@ -22,13 +22,14 @@ import torch
 from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported once, not in each child
 
 from clipcap import storage, trainer
+from clipcap.lessons import Examples
 from clipcap.progress import Hooks, Progress, State
 from clipcap.resume import Checkpoint
 from clipcap.training import TrainSettings
 from tests.captioners import embeddings, tiny_captioner
 from tests.forks import forked
 
-IMAGES = 30
+IMAGES, TEXTS = 30, 20
 SETTINGS = TrainSettings(
     epochs=3, batch_size=8, learning_rate=3e-3, validation_share=0.2, validations=4,
     embedding_noise=0.01, weight_decay=0.01, accumulate=2, seed=3,
@@ -82,7 +83,9 @@ def _train(folder: Path, point: str) -> None:
     for block in captioner.language_model.transformer.h:
         block.mlp.dropout.p = 0.1  # the random state matters
     hooks = Hooks(on_progress=on_progress, load=checkpoint.load, save=save, save_steps=5)
-    trainer.train(embeddings(IMAGES), captions(), captioner, SETTINGS, hooks=hooks)
+    said = [*captions(), *([f"a {WORDS[n % len(WORDS)]} and a tree."] for n in range(TEXTS))]
+    examples = Examples(embeddings(len(said)), said, texts=TEXTS)
+    trainer.learn(examples, captioner, SETTINGS, hooks=hooks)
     captioner.save(str(folder / "captioner"))
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from clipcap.candidates import SLOTS, Candidate, Decodable
+from clipcap.rules import rules
 from clipcap.sequences import Sequences
-from clipcap.wording import Rules, Wording
+from clipcap.wording import Wording
 
 
 class Settings(Wording):
@@ -34,7 +35,7 @@ def decode(
     Raises:
         SettingsError: no stop token, or no room for so many tokens.
     """
-    return _Greedy(captioner, Rules(settings, captioner), 1).found(prefix_NPE, slots)
+    return _Greedy(captioner, rules(settings, captioner), 1).found(prefix_NPE, slots)
 
 
 class _Greedy(Sequences):

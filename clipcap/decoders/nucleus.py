@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from clipcap.candidates import SLOTS, Candidate, Decodable
+from clipcap.rules import rules
 from clipcap.sequences import Sequences
-from clipcap.wording import Rules, Wording
+from clipcap.wording import Wording
 
 _ROUNDS: Final = 8  # of drawing until so many captions differ; then fewer are returned
 _LIKELY: Final = 512  # words that are looked at first: nearly always they have the mass
@@ -82,7 +83,7 @@ class _Draws(Sequences):
     def __init__(
         self, captioner: Decodable, settings: Settings, seeds: Sequence[tuple[int, int, int]]
     ) -> None:
-        super().__init__(captioner, Rules(settings, captioner), settings.captions)
+        super().__init__(captioner, rules(settings, captioner), settings.captions)
         self._settings, self._seeds = settings, seeds
         self._chance: dict[int, Tensor] = {}
 
@@ -115,7 +116,7 @@ class _Draws(Sequences):
         self, logits_RV: Tensor, chance_R: Tensor, *, is_first: bool
     ) -> tuple[Tensor, Tensor]:
         """Return a token for each row, and its log p before the unlikely ones are left out."""
-        settings, size = self._settings, logits_RV.shape[1]
+        settings, size = self._settings, self._rules.size(logits_RV.shape[1])
         likeliest = partial(
             self.likeliest, logits_RV, temperature=settings.temperature, is_first=is_first
         )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from clipcap import layout, tables
+from clipcap import layout, review, tables
 from clipcap.errors import REASONS, RETRYABLE_REASONS
 from clipcap.layout import CONTRACT, Run, Shard, Table
 
@@ -20,7 +20,7 @@ CLOSED_LISTS: Final[dict[str, tuple[str, ...]]] = {
     "retryable_reasons": tuple(reason for reason in REASONS if reason in RETRYABLE_REASONS),
     "status": ("ok", "suppressed", "failed"),
     "finish_reason": ("stop", "length"),
-    "review_reasons": ("empty", "did_not_stop", "repeats"),
+    "review_reasons": review.REASONS,
     "flags": (
         "dark", "light", "blurry", "low_information", "grayscale", "odd_size", "odd_aspect_ratio",
         "unsafe_screen",

@@ -1,11 +1,15 @@
 -- -----------------------------------------------------------------------------------------------
 -- Questions. Each is a view or a macro: FROM nights;   FROM images_like('some-key');
 
+-- How far a caption is before the next candidate that says something else; null where none does.
+CREATE OR REPLACE MACRO caption_margin(extra_json) AS
+    TRY_CAST(TRY(json_extract_string(extra_json, '$.margin')) AS DOUBLE);
+
 -- Every live image with each of its captions (null where it has none).
 CREATE OR REPLACE VIEW captions_with_images AS
 SELECT m.image_id, m.key, m.source_uri, m.width, m.height, m.taken_at, m.reference_captions,
        c.captioner_id, c.caption, c.status, c.clip_score, c.logprob_mean, c.review_reasons, c.created_at,
-       m.content_sha256, m.shard, m.dt
+       m.content_sha256, m.shard, m.dt, caption_margin(c.extra_json) AS margin
 FROM manifest m LEFT JOIN captions c USING (image_id, content_sha256);
 
 -- What did the last nights do?
@@ -42,9 +46,17 @@ ORDER BY clip_score DESC NULLS LAST, key;
 -- Captions that a person should look at, least trusted first.
 CREATE OR REPLACE VIEW review_queue AS
 SELECT source_uri, coalesce(caption, caption_raw) AS caption, review_reasons, status,
-       round(clip_score, 3) AS clip_score, round(logprob_mean, 3) AS logprob_mean, captioner_id, key
+       round(clip_score, 3) AS clip_score, round(logprob_mean, 3) AS logprob_mean, captioner_id, key,
+       round(caption_margin(extra_json), 3) AS margin
 FROM captions WHERE len(review_reasons) > 0 OR status <> 'ok'
 ORDER BY captions.clip_score NULLS FIRST, key;
+
+-- Why do captions wait for a second look, and which of them are not shown?
+CREATE OR REPLACE VIEW captions_by_reason AS
+SELECT captioner_id, reason, count(*) AS images, count(*) FILTER (status = 'suppressed') AS suppressed,
+       min(coalesce(caption, caption_raw)) AS example_caption
+FROM (SELECT *, unnest(review_reasons) AS reason FROM captions)
+GROUP BY captioner_id, reason ORDER BY captioner_id, images DESC, reason;
 
 -- What is in the collection, and how sure are we? `unknown` has no accepted label.
 CREATE OR REPLACE VIEW label_mix AS

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import clipcap
 from clipcap.metrics import corpus, ngram_scores, rouge, tokenizer
-from clipcap.metrics.ngram_scores import ORDERS, BleuCounts
+from clipcap.metrics.ngram_scores import DISTINCT_ORDERS, ORDERS, BleuCounts
 from clipcap.settings import digest
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 BLEU: Final = tuple(f"bleu_{order}" for order in range(1, ORDERS + 1))
-DISTINCT: Final = ("distinct_1", "distinct_2")
+DISTINCT: Final = tuple(f"distinct_{order}" for order in range(1, DISTINCT_ORDERS + 1))
 TEXT_METRICS: Final = (*BLEU, "rouge_l", "cider_d", *DISTINCT)
 ONE_IMAGE: Final = (
     "CIDEr-D weighs words by how few images they are said of, so it needs at least two images"
@@ -82,7 +82,7 @@ def score(captions: Sequence[str], references: Sequence[Sequence[str]]) -> TextS
         **dict(zip(BLEU, found.bleu.whole()[0].tolist(), strict=True)),
         "rouge_l": float(rouge_N.mean()),
         "cider_d": cider,
-        **dict(zip(DISTINCT, found.distinct_K.tolist(), strict=False)),
+        **dict(zip(DISTINCT, found.distinct_K.tolist(), strict=True)),
     }
     return TextScores(
         figures=figures,

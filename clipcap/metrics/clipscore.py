@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -52,6 +53,32 @@ def ref_clip_score(score_N: Floats, caption_ND: Vectors, references: list[Vector
     sum_N = score_N + closest_N
     out_N = np.zeros(len(score_N))
     return np.asarray(np.divide(2 * score_N * closest_N, sum_N, out=out_N, where=sum_N > 0))
+
+
+def of_other_images(
+    image_ND: Vectors, text_ND: Vectors, same: Sequence[Sequence[str]], *, count: int, seed: int
+) -> Floats:
+    """Return CLIPScore of each image and the captions of some others, `score_NS`.
+
+    Args:
+        image_ND: embeddings of images.
+        text_ND: embeddings of their captions.
+        same: words for each image; one that shares them may share the caption, and scores NaN.
+        count: S, other images for each; at most all others.
+        seed: another seed takes other ones.
+
+    Raises:
+        SettingsError: shapes that do not fit, or a number that is none.
+    """
+    rng = np.random.default_rng(seed)
+    score_NS = np.full((len(image_ND), min(count, len(image_ND) - 1)), np.nan)
+    for at, shift in enumerate(rng.permutation(len(image_ND) - 1)[:count] + 1):
+        alike_N = np.zeros(len(image_ND), bool)
+        for words in same:
+            alike_N |= np.array(words) == np.roll(np.array(words), shift)
+        score_N = clip_score(image_ND, np.roll(text_ND, shift, 0))
+        score_NS[:, at] = np.where(alike_N, np.nan, score_N)
+    return score_NS
 
 
 def _cosine(left_ND: Vectors, right_ND: Vectors) -> Floats:

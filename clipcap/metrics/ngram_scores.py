@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 ORDERS: Final = 4
+DISTINCT_ORDERS: Final = 2
 _SIGMA: Final = 6.0  # of CIDEr-D's penalty for another length than the reference's
 _SCALE: Final = 10.0  # CIDEr counts to ten
 _TINY: Final = 1e-15  # what bleu_scorer adds above and below the line, lest it divide by 0
@@ -78,7 +79,7 @@ class NgramScores:
     cider_N: Floats
     """CIDEr-D, 0 to 10; the words' weights come from the references of these very images."""
     distinct_K: Floats
-    """Different n-grams of all captions, as a share of all of them, for 1 to 4 words."""
+    """Different n-grams of all captions, as a share of all of them, for 1 and 2 words."""
 
 
 def score(corpus: Corpus) -> NgramScores:
@@ -86,7 +87,7 @@ def score(corpus: Corpus) -> NgramScores:
     count, image_R = corpus.count, corpus.image_R
     similar_R = np.zeros(len(image_R))
     matched_NK = np.zeros((count, ORDERS), np.int64)
-    distinct_K = np.zeros(ORDERS)
+    distinct_K = np.zeros(DISTINCT_ORDERS)
     for k, counted in enumerate(ngrams(corpus, ORDERS)):
         met = _meet(corpus, counted)
         np.maximum.at(met.most_C, met.hit_M, met.count_M)
@@ -94,14 +95,20 @@ def score(corpus: Corpus) -> NgramScores:
         sentence_C = counted.sentence_E[: met.split]
         matched_NK[:, k] = np.bincount(sentence_C, clipped_C, count)[:count]
         similar_R += _similar(corpus, counted, met)
-        said = int(counted.count_E[: met.split].sum())
-        distinct_K[k] = np.count_nonzero(np.bincount(counted.kind_E[: met.split])) / max(said, 1)
+        if k < DISTINCT_ORDERS:
+            distinct_K[k] = _distinct(counted, met.split)
     delta_R = (_bigrams(corpus.length_S[:count])[image_R] - _bigrams(corpus.length_S[count:])) ** 2
     similar_R *= np.exp(-delta_R / (2 * _SIGMA**2)) / ORDERS
     many_N = np.bincount(image_R, minlength=count)
     cider_N = _SCALE * np.bincount(image_R, similar_R, count) / many_N
     bleu = BleuCounts(matched_NK, corpus.length_S[:count], _closest(corpus))
     return NgramScores(bleu, cider_N, distinct_K)
+
+
+def _distinct(counted: Counted, split: int) -> float:
+    """Return different n-grams of the captions, the entries before `split`, as a share of all."""
+    said = int(counted.count_E[:split].sum())
+    return np.count_nonzero(np.bincount(counted.kind_E[:split])) / max(said, 1)
 
 
 @dataclass(frozen=True, slots=True)

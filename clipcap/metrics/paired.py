@@ -88,6 +88,18 @@ def compare(a: pa.Table, b: pa.Table, settings: PairedSettings) -> list[Differen
     return made
 
 
+def shortfall(one: Difference, margin: float) -> Literal["", "worse", "perhaps worse"]:
+    """Return whether `b` falls short of `a` by more than a margin can be; empty: it does not.
+
+    Args:
+        one: the difference; its interval must begin no lower than the margin allows.
+        margin: by how much `b` may be lower, as a share of the figure of `a`.
+    """
+    if one.low >= -margin * abs(one.a):
+        return ""
+    return "worse" if one.high < 0 else "perhaps worse"
+
+
 def _aligned(a: pa.Table, b: pa.Table) -> pa.Table:
     """Return the rows of `b` in the order of the images of `a`."""
     ids = a["image_id"].to_pylist()

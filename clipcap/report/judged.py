@@ -53,13 +53,21 @@ class _Picked:
     rows: Sequence[Mapping[str, Any]]
 
 
-def render(out: str, table: pa.Table, *, title: str, before: pa.Table | None = None) -> str:
+def render(
+    out: str,
+    table: pa.Table,
+    *,
+    title: str,
+    told: Sequence[str] = (),
+    before: pa.Table | None = None,
+) -> str:
     """Return the page; at most 48 images of the output are read.
 
     Args:
         out: the canonical URL of the output that holds the pictures.
         table: a score file (`clipcap.metrics.scorefile`).
         title: what the page is of.
+        told: what else a reader must know, such as what was left out; a paragraph each.
         before: a score file of the same images: what changed since it is shown first.
 
     Raises:
@@ -82,7 +90,12 @@ def render(out: str, table: pa.Table, *, title: str, before: pa.Table | None = N
         for part in picked
     ]
     return templates.template(_PAGE).render(
-        policy=_POLICY, title=title, rank=rank, count=table.num_rows, sections=sections
+        policy=_POLICY,
+        title=title,
+        told=told,
+        rank=rank,
+        count=table.num_rows,
+        sections=sections,
     )
 
 

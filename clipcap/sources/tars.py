@@ -13,13 +13,14 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 from urllib.parse import quote
 
 from clipcap import ahead, storage
 from clipcap import containers as found_at
 from clipcap import settings as base
-from clipcap.errors import ClipcapError, NotFoundError
+from clipcap.errors import ClipcapError, NotFoundError, SettingsError
 from clipcap.sample import Bytes, Sample, Sidecar
 from clipcap.storage import ObjectInfo
 
@@ -31,6 +32,7 @@ _REMOTE_WINDOW: Final = (
 )  # as long in transfer as a request takes to answer; larger images are skipped
 _MAX_HEADER: Final = 2**20  # a longer name or pax record is an attack
 _MAX_PADDING: Final = 2**20  # zeros after the end: 10 KiB by GNU tar, 512 KiB on tapes
+_MAX_TEXT: Final = 2**20  # a caption file of more is none
 _CONTIGUOUS: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _PAX: Final = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _NOTES: Final = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -112,6 +114,33 @@ def members(tar: ObjectInfo) -> list[Sample]:
     return sorted(found, key=lambda sample: sample.source_uri)
 
 
+def texts(tar: ObjectInfo) -> Iterator[tuple[list[str], list[tuple[str, bytes]]]]:
+    """Yield the caption files of each sample that has some, as (suffix, bytes).
+
+    Before them the names of its files, first what they have in common. One pass over the tar.
+
+    Raises:
+        SettingsError: it is not a whole, plain tar.
+        StorageError: the store refused.
+    """
+    window = _Window(tar)
+    try:
+        for key, group in groupby(_members(tar, window), key=lambda member: member.key):
+            names, found = [key], []
+            for member in group:
+                if found_at.is_hidden(member.name):
+                    continue
+                names.append(member.name)
+                suffix = dict(_TEXTS).get(member.extension)
+                length = member.at.length or 0
+                if suffix and member.is_file and length <= _MAX_TEXT:
+                    found.append((suffix, window.read(member.at.offset, length)))
+            if found:
+                yield names, found
+    except _TarError as error:
+        raise SettingsError(f"The captions in {tar.url} cannot be read: {error}") from error
+
+
 def _groups(members: Iterator[_Member]) -> dict[str, list[_Member]]:
     """Return the members by sample.
 
@@ -179,8 +208,8 @@ class _Window:
         return self._data[at - self._start : end - self._start]
 
 
-def _members(tar: ObjectInfo) -> Iterator[_Member]:
-    """Walk the headers of a ustar, GNU or pax tar.
+def _members(tar: ObjectInfo, window: _Window | None = None) -> Iterator[_Member]:
+    """Walk the headers of a ustar, GNU or pax tar; `window` is what reads it.
 
     The standard library's own walk ends without a word at a broken header, and in older versions a
     negative size makes it run for ever; so only its reading of a single header is used here.
@@ -188,7 +217,7 @@ def _members(tar: ObjectInfo) -> Iterator[_Member]:
     Raises:
         _TarError: it is not a whole, plain tar.
     """
-    window, at = _Window(tar), 0
+    window, at = window or _Window(tar), 0
     told: dict[str, str] = {}
     while (block := window.read(at, _BLOCK)).strip(b"\0"):
         header = _header(block, at)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from clipcap import cards, commits, embedding, layout, models, rows, tables
+from clipcap import cards, commits, embedding, layout, models, review, rows, tables, wordlists
 from clipcap.cards import Card, Choice
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings, Speed
@@ -22,6 +22,7 @@ from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
 from clipcap.metrics.clipscore import clip_score
 from clipcap.outcomes import Outcome, State, committed
+from clipcap.review import RankBy, ReviewSettings, Rules
 from clipcap.settings import Settings, canonical_json, digest
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 """Raised by hand when the meaning of a caption row changes."""
-_NGRAM: Final = 3
 _NEW: Final = {"rank_by", "precision"}
 _TURNS: Final = 16  # batches of prefixes that are held at a time
 _LOCK = Lock()
@@ -40,17 +40,21 @@ _LOADED: dict[tuple[str, str, str], Captioner] = {}
 
 
 class CaptionSettings(Settings):
-    """Which captioner writes the captions. Every field changes the result."""
+    """Which captioner writes the captions, and which are doubted. Every field changes results."""
 
     captioner: str = models.BUNDLED
-    """`bundled`, or a captioner folder (card, mapper, language model)."""
+    """`bundled`, a captioner folder (card, mapper, language model), or `promoted`: the one that
+    `clipcap models promote` has put in charge of the output."""
     decode: Choice | None = None
     """Decoder and its settings, in the place of those on the card, such as `{"name": "greedy"}`."""
-    rank_by: Literal["logprob", "clip_score"] = "logprob"
+    rank_by: RankBy = "logprob"
     """Which candidate is the caption: the likeliest, or the nearest to the image (CLIPScore)."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     """Of the language model. `bf16` is 1.7 times as fast where the processor has it, and gives
-    other captions where two words are nearly as likely."""
+    other captions where two words are nearly as likely; `int8` 1.3 times as fast as that, where it
+    has VNNI too, with four times the rounding."""
+    review: ReviewSettings = ReviewSettings()
+    """Which captions a person should look at or nobody sees; changes none of them."""
 
 
 class CaptionSpeed(Settings):
@@ -71,13 +75,15 @@ class Chosen:
     sha256: str
     decode: Choice
     settings: CaptionSettings
+    rules: Rules
 
 
 def choose(settings: CaptionSettings, encoder: EmbedSettings) -> Chosen:
     """Return the captioner, once it is sure that it fits the encoder.
 
     Raises:
-        SettingsError: nobody knows it, or it reads embeddings of another encoder.
+        SettingsError: nobody knows it, it reads embeddings of another encoder, or its thresholds
+            were measured on other captions.
     """
     folder = models.captioner_folder(settings.captioner)
     card = cards.read_card(folder)
@@ -90,7 +96,12 @@ def choose(settings: CaptionSettings, encoder: EmbedSettings) -> Chosen:
         dim=ref.dim,
     )
     decode = settings.decode or card.decode
-    return Chosen(folder, card, cards.captioner_digest(folder), decode, settings)
+    sha256 = cards.captioner_digest(folder)
+    measured = review.read_card(folder) if settings.review.measured else None
+    if measured is not None:
+        review.require_same(measured, sha256=sha256, decode=decode, rank_by=settings.rank_by)
+    rules = review.rules(settings.review, measured)
+    return Chosen(folder, card, sha256, decode, settings, rules)
 
 
 def caption(
@@ -112,30 +123,41 @@ def caption(
     ref = embedding.reference(encoder)
     source = embedding.committed(shard, ref, out=run.out)
     _require_fit(chosen.card, source)
-    decode = chosen.decode.model_dump(mode="json")
-    how = [decode, settings.model_dump(include=_NEW, exclude_defaults=True)]
-    how = [part for part in how if part]  # what nobody has asked for is as it always was
-    recipe = digest(["caption", VERSION, layout.CONTRACT, source.recipe, chosen.sha256, *how])
-    wanted = Fingerprint(recipe, source.metadata["members"])
+    wanted = Fingerprint(recipe(chosen, source), source.metadata["members"], chosen.rules.text)
     url = layout.captions(run.out, shard, captioner_id=chosen.card.captioner_id)
     found = rows.standing(url, wanted)
     if found.done:
-        return _outcome(shard, "unchanged", found.done, started, _Captioned())
+        return _outcome(shard, "unchanged", found.done, started, Captioned())
     live = tables.read(source.url)
     kept = rows.live_rows(found.rows, live)
     todo = _with_source(rows.missing(live, kept), shard, run.out)
-    made = _caption_rows(todo, chosen, run=run, encoder=encoder, speed=speed)
+    made = captioned(todo, chosen, run=run, encoder=encoder, speed=speed)
     table = rows.joined(kept, tables.from_rows(made.rows, tables.SCHEMAS["captions"]))
+    table = review.judged(table, chosen.rules, settings.rank_by)
     metadata = {
         "members": wanted.members,
         "captioner_id": chosen.card.captioner_id,
         "captioner_sha256": chosen.sha256,
         "prefix_length": str(chosen.card.prefix_length),
-        "decode": canonical_json(decode),
+        "decode": canonical_json(chosen.decode.model_dump(mode="json")),
         "model_id": ref.model_id,
     }
     commit = commits.publish(url, table, fingerprint=wanted, run_id=run.run_id, metadata=metadata)
     return _outcome(shard, "written", commit, started, made)
+
+
+def recipe(chosen: Chosen, source: Commit) -> str:
+    """Return the digest of everything but the images that makes captions what they are.
+
+    `source` is the embeddings that they are of. What captions are judged by is no part of it.
+    """
+    how = [
+        chosen.decode.model_dump(mode="json"),
+        chosen.settings.model_dump(include=_NEW, exclude_defaults=True),
+        wordlists.digests(chosen.decode.settings),
+    ]
+    how = [part for part in how if part]  # what nobody has asked for is as it always was
+    return digest(["caption", VERSION, layout.CONTRACT, source.recipe, chosen.sha256, *how])
 
 
 def _require_fit(card: Card, source: Commit) -> None:
@@ -159,7 +181,7 @@ def _with_source(todo: pa.Table, shard: Shard, out: str) -> pa.Table:
 
 
 @dataclass(slots=True)
-class _Captioned:
+class Captioned:
     """What captioning some images gave: rows, and seconds inside captioner and text encoder."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -167,7 +189,7 @@ class _Captioned:
 
 
 def _outcome(
-    shard: Shard, state: State, commit: Commit, started: float, made: _Captioned
+    shard: Shard, state: State, commit: Commit, started: float, made: Captioned
 ) -> Outcome:
     return committed(
         "caption",
@@ -196,10 +218,11 @@ def load(chosen: Chosen, speed: CaptionSpeed) -> Captioner:
         return _LOADED[key]
 
 
-def _caption_rows(
+def captioned(
     todo: pa.Table, chosen: Chosen, *, run: Run, encoder: EmbedSettings, speed: CaptionSpeed
-) -> _Captioned:
-    made = _Captioned()
+) -> Captioned:
+    """Return rows of the captions table for rows of embeddings that have their `source_uri`."""
+    made = Captioned()
     if todo.num_rows == 0:
         return made
     import torch
@@ -248,13 +271,11 @@ _RANKS: Final = {"logprob": _likelihood, "clip_score": _nearness}
 
 
 def _row(ranked: Sequence[tuple[Candidate, float]]) -> dict[str, Any]:
-    """Return what the captions table says of one image; the first candidate is the caption."""
+    """Return one image's row, not judged yet; the first candidate is the caption."""
     best, score = ranked[0]
-    text = best.text.strip()
     return {
-        "caption": text or None,
         "caption_raw": best.text,
-        "status": "ok" if text else "suppressed",
+        "status": "ok",
         "clip_score": score,
         "logprob_mean": best.logprob_mean,
         "token_count": len(best.token_ids),
@@ -263,21 +284,8 @@ def _row(ranked: Sequence[tuple[Candidate, float]]) -> dict[str, Any]:
             {"text": one.text.strip(), "logprob_mean": one.logprob_mean, "clip_score": score}
             for one, score in ranked
         ],
-        "review_reasons": review_reasons(text, best.finish_reason),
         "created_at": datetime.now(UTC),
     }
-
-
-def review_reasons(text: str, finish_reason: str) -> list[str]:
-    """Return why a person should look at a caption: `empty`, `did_not_stop`, `repeats`."""
-    words = text.split()
-    ngrams = [tuple(words[at : at + _NGRAM]) for at in range(len(words) - _NGRAM + 1)]
-    judged = {
-        "empty": not text,
-        "did_not_stop": finish_reason == "length",
-        "repeats": len(set(ngrams)) < len(ngrams),
-    }
-    return [name for name, holds in judged.items() if holds]
 
 
 def _signed(chosen: Chosen, run: Run) -> dict[str, str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 import clipcap
-from clipcap import embedding, metrics
+from clipcap import captionfiles, embedding, metrics
 from clipcap.embedding import EmbedSettings, Speed
-from clipcap.metrics import clipscore, java, joining, scorefile
-from clipcap.metrics.joining import Joined
-from clipcap.settings import Settings
+from clipcap.metrics import clipscore, java, joining, scorefile, tokenizer
+from clipcap.metrics.joining import Joined, References
+from clipcap.settings import Settings, digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,9 @@ class EvaluateSettings(Settings):
     """Name of the captioner whose captions are judged; may be left out where there is but one."""
     among: tuple[str, ...] = ()
     """Other captioners that must have captioned an image too, for it to be judged."""
+    references: str = ""
+    """File of captions by people, joined by key, address or file name; empty: those that images
+    came with."""
     reference_clip: bool = True
     """Encode captions and references with the encoder's text side, for RefCLIPScore."""
     java: bool = True
@@ -61,11 +64,14 @@ class Evaluation:
     without_references: int
     """Live, captioned images that nobody wrote a caption for."""
     without_caption: int
-    """Live images with references that the captioner has no row of, or one of other content."""
+    """Live images with references that no caption of the same content could be found of: by this
+    captioner, or by one that it was to be compared with."""
     empty: int
     """Judged images whose caption was suppressed: they count, with an empty caption."""
     signature: str
     """What the signatures of all figures have in common."""
+    basis: str
+    """Digest of what the scores come from: see `basis`."""
     figures: tuple[Figure, ...]
     table: pa.Table
     """One row for each image, as `scorefile.SCHEMA` says."""
@@ -75,7 +81,11 @@ class Evaluation:
         told = [asdict(figure) for figure in self.figures]
         return {
             "captioner_id": self.captioner_id,
+            "without_references": str(self.without_references),
+            "without_caption": str(self.without_caption),
             "model_id": self.model_id,
+            "signature": self.signature,
+            "basis": self.basis,
             "clipcap": clipcap.__version__,
             "figures": json.dumps(told),
         }
@@ -97,10 +107,47 @@ def evaluate(
     Raises:
         SettingsError: there are no captions, none by this captioner, or no references.
     """
-    joined = joining.joined(out, joining.choose(out, settings.captioner), settings.among)
+    name = joining.choose(out, settings.captioner)
+    said = references(out, settings.references)
+    joined = joining.joined(out, name, settings.among, said)
+    return judged(joined, settings=settings, encoder=encoder, speed=speed)
+
+
+def figures(footer: Mapping[str, str]) -> list[Figure]:
+    """Return the figures by the footer of a score file."""
+    return [Figure(**told) for told in json.loads(footer["figures"])]
+
+
+def references(out: str, file: str) -> References | None:
+    """Return what people wrote by a file, by image; None without one: what the images came with.
+
+    Raises:
+        SettingsError: it is of no known form, or of no image of the output.
+        NotFoundError: it is not there.
+    """
+    return captionfiles.join(file, out).captions if file else None
+
+
+def basis(recipes: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the digest of what scores come from; same digest, same scores.
+
+    Args:
+        recipes: those of the captions, which name captioner, decoder and encoder.
+        rows: images with `image_id`, `content_sha256` and `reference_captions`, in any order.
+    """
+    names = ("image_id", "content_sha256", "reference_captions")
+    over = sorted([row[name] for name in names] for row in rows)
+    version = [tokenizer.NAME, tokenizer.VERSION, scorefile.VERSION, clipcap.__version__]
+    return digest(["scores", version, sorted(set(recipes)), over])
+
+
+def judged(
+    joined: Joined, *, settings: EvaluateSettings, encoder: EmbedSettings, speed: Speed
+) -> Evaluation:
+    """Judge captions that stand beside what people wrote; arguments as of `evaluate`."""
     captions = [row["caption"] or "" for row in joined.rows]
-    references = [row["reference_captions"] for row in joined.rows]
-    texts = metrics.score(captions, references)
+    by_people = [row["reference_captions"] for row in joined.rows]
+    texts = metrics.score(captions, by_people)
     columns = _text_columns(texts)
     figures = [
         Figure(
@@ -110,7 +157,7 @@ def evaluate(
     ]
     for made, column in (
         *_clip(joined, texts, settings, encoder, speed),
-        *_java(captions, references, texts, settings),
+        *_java(captions, by_people, texts, settings),
     ):
         figures.append(made)
         columns[made.metric] = column
@@ -122,6 +169,7 @@ def evaluate(
         without_caption=joined.without_caption,
         empty=sum(not caption for caption in captions),
         signature=texts.common_signature,
+        basis=basis(joined.recipes, joined.rows),
         figures=tuple(figures),
         table=_table(joined.rows, columns),
     )

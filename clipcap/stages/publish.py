@@ -169,7 +169,7 @@ def _prune(commit: Commit, shard: Shard, members: str, *, run: Run) -> None:
     commits.publish(
         commit.url,
         kept,
-        fingerprint=Fingerprint(commit.recipe, members),
+        fingerprint=Fingerprint(commit.recipe, members, commit.metadata.get("review", "")),
         run_id=run.run_id,
         metadata=signed | {"members": members},
     )

@@ -97,7 +97,7 @@ def _footer_problems(one: Opened) -> Iterator[Problem]:
             "footer", f"Its contract must be {CONTRACT}, but is {one.footer['contract']}."
         )
     over = one.footer.get("members", one.footer.get("run_id", ""))
-    wanted = Fingerprint(one.footer.get("recipe", ""), over).value
+    wanted = Fingerprint(one.footer.get("recipe", ""), over, one.footer.get("review", "")).value
     if one.footer.get("fingerprint") != wanted:
         yield one.problem(
             "fingerprint", "Its fingerprint is not that of its own recipe and members."

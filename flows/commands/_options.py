@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from clipcap import storage
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import NotFoundError, SettingsError
+from clipcap.review import REASONS, ReviewSettings
 from clipcap.sinks.sidecars import Settings as SidecarSettings
 from clipcap.sources.folder import Settings as FolderSettings
 from clipcap.stages.caption import CaptionSettings
@@ -83,6 +84,14 @@ CAPTIONER: Final = Choice(
     ("caption.captioner",),
     (CaptionSettings, "captioner"),
     more=f" {NO_CAPTIONER}: write no captions.",
+)
+SUPPRESS: Final = Choice(
+    "--suppress",
+    ("caption.review.suppress",),
+    (ReviewSettings, "suppress"),
+    click.Choice(REASONS),
+    more=" Give the option once for each.",
+    on=False,
 )
 LABEL_SET: Final = Choice(
     "--label-set",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class EvaluatingSettings(Settings):
 
 
 _DEVICE = Choice("--device", ("speed.device",), (Speed, "device"))
+_REFERENCES = Choice("--references", ("evaluate.references",), (EvaluateSettings, "references"))
 _JAVA = Choice("--java", ("evaluate.java",), (EvaluateSettings, "java"), bool)
 
 
@@ -47,6 +49,7 @@ _JAVA = Choice("--java", ("evaluate.java",), (EvaluateSettings, "java"), bool)
 @options.choices(
     EvaluatingSettings,
     Choice("--captioner", ("evaluate.captioner",), (EvaluateSettings, "captioner")),
+    _REFERENCES,
     options.MODEL,
     _JAVA,
     _DEVICE,
@@ -85,7 +88,16 @@ def evaluate(
 def _page(out: str, found: Evaluation) -> str:
     from clipcap.report import judged
 
-    return judged.render(out, found.table, title=f"Captions by {found.captioner_id}")
+    told = [f"{found.captioner_id}: {_left_out(found.metadata())}."]
+    return judged.render(out, found.table, title=f"Captions by {found.captioner_id}", told=told)
+
+
+def _left_out(footer: Mapping[str, str]) -> str:
+    """Return which captioned or described images were not judged, by the footer of a score file."""
+    references, caption = (
+        int(footer.get(f"without_{name}", 0)) for name in ("references", "caption")
+    )
+    return f"left out {references:,} without references and {caption:,} without a caption"
 
 
 def _evaluated(out: str, settings: EvaluatingSettings) -> Evaluation:
@@ -119,9 +131,7 @@ def _show(found: Evaluation) -> None:
     tables_console().print(table)
     click.echo(
         f"\nsignature  {found.signature}\n{found.captioner_id}: {found.images:,} images judged, "
-        f"{found.empty:,} of them with an empty caption; left out "
-        f"{found.without_references:,} without references and "
-        f"{found.without_caption:,} without a caption."
+        f"{found.empty:,} of them with an empty caption; {_left_out(found.metadata())}."
     )
 
 
@@ -131,6 +141,7 @@ def _show(found: Evaluation) -> None:
     Choice("--draws", ("paired.draws",), (PairedSettings, "draws"), int),
     Choice("--confidence", ("paired.confidence",), (PairedSettings, "confidence"), float),
     Choice("--seed", ("paired.seed",), (PairedSettings, "seed"), int),
+    _REFERENCES,
     options.MODEL,
     _JAVA,
     _DEVICE,
@@ -163,7 +174,8 @@ def compare(
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found], indent=1))
         return
-    _show_differences(found, settings.paired)
+    show_differences(found, settings.paired)
+    click.echo("\n".join(_sides(left, right)))
 
 
 def _tables(
@@ -176,8 +188,20 @@ def _tables(
     made = []
     for name, other in ((a, b), (b, a)):
         asked = settings.evaluate.model_copy(update={"captioner": name, "among": (other,)})
-        made.append(_evaluated(out, settings.model_copy(update={"evaluate": asked})).table)
+        found = _evaluated(out, settings.model_copy(update={"evaluate": asked}))
+        made.append(found.table.replace_schema_metadata(found.metadata()))
     return made[0], made[1]
+
+
+def _sides(left: pa.Table, right: pa.Table) -> list[str]:
+    """Return a sentence each on whose captions A and B are, and which images were left out."""
+    from clipcap import tables
+
+    footers = [(letter, tables.metadata(side)) for letter, side in (("A", left), ("B", right))]
+    return [
+        f"{letter} is {footer.get('captioner_id', '?')}: {_left_out(footer)}."
+        for letter, footer in footers
+    ]
 
 
 def _write_page(
@@ -188,11 +212,13 @@ def _write_page(
 
     if out is None:
         raise SettingsError("A page needs the pictures: say with --out which output they are of.")
-    text = judged.render(out, tables[1], title=title, before=tables[0])
+    told = [*_sides(*tables), "Captions by A are struck out, those by B above them."]
+    text = judged.render(out, tables[1], title=title, told=told, before=tables[0])
     storage.write(storage.canonical(page), text.encode())
 
 
-def _show_differences(found: list[Difference], settings: PairedSettings) -> None:
+def show_differences(found: Sequence[Difference], settings: PairedSettings) -> None:
+    """Print a table of two captioners' figures, their difference and its interval."""
     from flows.console import tables_console
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -16,7 +16,7 @@ from clipcap.stages import shard as stage
 from clipcap.stages.caption import choose
 from flows.commands import _options as options
 from flows.commands._start import json_option
-from flows.settings import NightlySettings
+from flows.settings import NightlySettings, settled
 from tasks.preflight import check_models
 
 _ANY = Shard(dt="0000-00-00", name="any")
@@ -49,6 +49,9 @@ def plan(source: str, out: str, settings: NightlySettings, *, as_json: bool) -> 
 
 def foreseen(source: str, out: str, settings: NightlySettings, date: datetime | None) -> Forecast:
     """Return the cost of a night, after the checks that the night itself would begin with."""
+    if settings.caption is not None:
+        caption = settled(settings.caption, out)
+        settings = settings.model_copy(update={"caption": caption})
     devices = (settings.speed.device, settings.caption_speed.device)
     check_models.fn(settings.embed, settings.caption, settings.label.label_sets, devices)
     dt = (date or datetime.now(UTC)).date().isoformat()

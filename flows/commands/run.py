@@ -20,6 +20,7 @@ from flows.settings import NightlySettings
     options.GLOB,
     options.MODEL,
     options.CAPTIONER,
+    options.SUPPRESS,
     options.LABEL_SET,
     options.DEVICE,
     options.BATCH,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
+from typing import get_args
 
 import click
 
+from clipcap import storage, torchrun
 from clipcap.embedding import EmbedSettings
 from clipcap.errors import SettingsError
+from clipcap.layout import Run
+from clipcap.pairs import Embeddings
 from clipcap.settings import Settings
-from clipcap.stages.train import TrainSettings
+from clipcap.stages.train import Trained, TrainSettings
 from clipcap.training import TrainSettings as LoopSettings
 from flows.commands import _options as options
 from flows.commands._options import Choice
@@ -56,7 +61,14 @@ def embed(out: str, settings: NightlySettings, **how: bool) -> None:
 
 
 @click.command()
-@options.choices(NightlySettings, options.CAPTIONER, options.MODEL, options.DEVICE, options.BATCH)
+@options.choices(
+    NightlySettings,
+    options.CAPTIONER,
+    options.MODEL,
+    options.SUPPRESS,
+    options.DEVICE,
+    options.BATCH,
+)
 @json_option
 @server_option
 @click.argument("out")
@@ -85,12 +97,27 @@ def label(out: str, settings: NightlySettings, **how: bool) -> None:
     tell(finished, as_json=how["as_json"])
 
 
+def _left_out(trained: Trained) -> str:
+    """Return the line on captions that were not used; nothing where all were."""
+    counts = (trained.captions_unmatched, trained.captions_blank)
+    if not any(counts):
+        return ""
+    return "left out  {:,} captions of no image of the output, {:,} blank ones\n".format(*counts)
+
+
 @click.command()
 @options.choices(
     TrainingSettings,
     Choice("--name", ("train.name",), (TrainSettings, "name")),
     Choice("--start", ("train.start",), (TrainSettings, "start")),
     Choice("--captions", ("train.captions",), (TrainSettings, "captions")),
+    Choice(
+        "--embeddings",
+        ("train.embeddings",),
+        (TrainSettings, "embeddings"),
+        click.Choice(get_args(Embeddings)),
+    ),
+    Choice("--texts", ("train.texts",), (TrainSettings, "texts")),
     Choice("--epochs", ("train.loop.epochs",), (LoopSettings, "epochs"), int),
     Choice("--steps", ("train.loop.steps",), (LoopSettings, "steps"), int),
     Choice(
@@ -103,10 +130,13 @@ def label(out: str, settings: NightlySettings, **how: bool) -> None:
 @server_option
 @click.argument("out")
 def train(out: str, settings: TrainingSettings, **how: bool) -> None:
-    """Train a captioner on the captions that people wrote for OUT's images."""
+    """Train a captioner on the captions that people wrote for OUT's images, or on texts alone."""
     from flows.console import shown
     from flows.train import train as flow
 
+    if torchrun.rank():
+        _help(out, settings)
+        return
     trained = Start(**how)(flow, out, settings.train, settings.embed)
     if how["as_json"]:
         click.echo(json.dumps(asdict(trained), indent=1))
@@ -116,7 +146,27 @@ def train(out: str, settings: TrainingSettings, **how: bool) -> None:
     )
     done = "was trained already" if trained.was_there else f"trained in {trained.seconds:.1f} s"
     click.echo(
-        f"train     {trained.captioner_id} {done} on {trained.captions:,} captions of "
-        f"{trained.images:,} images{loss}\n"
+        f"train     {trained.captioner_id} {done} on {_learned(trained)}{loss}\n"
+        f"{_left_out(trained)}"
         f"use it    clipcap caption {out} --captioner {shown(trained.folder)}"
     )
+    if trained.report_url:
+        click.echo(f"report    {shown(trained.report_url)}")
+
+
+def _help(out: str, settings: TrainingSettings) -> None:
+    """Learn beside torchrun's first process, which alone tells, records and writes."""
+    from clipcap.stages import train as stage
+
+    logging.disable(logging.WARNING)
+    run = Run(run_id="", out=storage.canonical(out), dt="")
+    stage.train(run, settings=settings.train, encoder=settings.embed)
+
+
+def _learned(trained: Trained) -> str:
+    parts = []
+    if trained.texts:
+        parts.append(f"{trained.texts:,} texts")
+    if trained.images:
+        parts.append(f"{trained.captions:,} captions of {trained.images:,} images")
+    return " and ".join(parts)

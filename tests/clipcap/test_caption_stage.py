@@ -63,7 +63,9 @@ def test_the_candidate_nearest_to_the_image_is_the_caption_where_that_is_asked_f
     assert [row["caption"] for row in nearest] != [row["caption"] for row in usual]
 
 
-@pytest.mark.parametrize("other", [{"precision": "bf16"}, {"rank_by": "clip_score"}])
+@pytest.mark.parametrize(
+    "other", [{"precision": "bf16"}, {"precision": "int8"}, {"rank_by": "clip_score"}]
+)
 def test_another_way_to_caption_captions_again_and_the_same_one_does_not(
     source: Path, tmp_path: Path, tiny: Tiny, other: dict[str, str]
 ) -> None:
@@ -74,6 +76,22 @@ def test_another_way_to_caption_captions_again_and_the_same_one_does_not(
         ) as run:
             captions(source, tmp_path / "out", tiny, **settings)
         assert bool(run.call_count) == again
+
+
+def test_a_list_of_words_that_was_changed_captions_again(
+    source: Path, tmp_path: Path, tiny: Tiny
+) -> None:
+    listed = tmp_path / "words.txt"
+    decode = Choice(name="greedy", settings={"max_tokens": 12, "only": str(listed)})
+    for words, again in (("a red boat", True), ("a red boat", False), ("a cat", True)):
+        listed.write_text(words.replace(" ", "\n"), encoding="utf-8")
+        with patch.object(
+            Captioner, "caption", autospec=True, side_effect=Captioner.caption
+        ) as run:
+            found = captions(source, tmp_path / "out", tiny, decode=decode)
+        assert bool(run.call_count) == again
+        said = {word.strip(".!") for row in found for word in (row["caption"] or "").split()}
+        assert said - {""} <= set(words.split())
 
 
 def test_in_half_precision_most_captions_are_the_same(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import JsonValue
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from clipcap import captioner, losses, prepacked, trees
 from clipcap.captioner import Captioner
@@ -87,6 +87,26 @@ def test_half_a_weights_file_is_refused(folder: Path, part: str) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(SettingsError, match=r"mapper\.safetensors|language model in"):
         captioner.load(str(folder))
+
+
+@pytest.mark.parametrize("change", ["a weight fewer", "a layer more", "more positions"])
+def test_weights_that_would_be_drawn_at_random_are_refused(folder: Path, change: str) -> None:
+    """Transformers fills them in and says so in a log line; captions are then nonsense."""
+    path = folder / "language_model"
+    captioner.load_language_model(str(path))  # its head is tied to the words: nothing is missing
+    config = json.loads((path / "config.json").read_text())
+    tensors = load_file(path / "model.safetensors")
+    key = "transformer.h.1.mlp.c_fc.weight"
+    if change == "a weight fewer":
+        kept = {name: tensor for name, tensor in tensors.items() if name != key}
+        save_file(kept, path / "model.safetensors", {"format": "pt"})
+    elif change == "a layer more":
+        config["n_layer"], key = 3, "transformer.h.2.attn.c_attn.bias"
+    else:
+        config["n_positions"], key = 64, "transformer.wpe.weight"
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingsError, match=f"must hold all weights .*{key}"):
+        captioner.load_language_model(str(path))
 
 
 def test_pickled_weights_are_refused_and_never_opened(folder: Path, tmp_path: Path) -> None:
@@ -278,3 +298,13 @@ def test_making_a_captioner_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
     tiny_captioner(1)
     assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("name", ["beam", "greedy", "nucleus"])
+def test_weights_that_give_no_numbers_are_an_error(name: str) -> None:
+    captioner = tiny_captioner()
+    with torch.no_grad():
+        next(captioner.mapper.parameters()).fill_(torch.nan)
+    decode = Choice(name=name, settings={"max_tokens": 8})
+    with pytest.raises(SettingsError, match="none for 3 of 3 images"):
+        captioner.caption(torch.nn.functional.normalize(torch.randn(3, DIM_CLIP)), decode=decode)

@@ -13,6 +13,7 @@ import pytest
 from clipcap import captionfiles, layout, manifest, storage, tables
 from clipcap.errors import NotFoundError, SettingsError
 from tests.nights import Tiny, draw, make_tiny, night
+from tests.web import serving
 
 WANTED = {"one.png": ["a cat.", "a black cat."], "two.png": ["a dog, in the snow."]}
 TOKEN = "one.png#0\ta cat.\none.png#1\ta black cat.\ntwo.png#0\ta dog, in the snow.\n"
@@ -101,6 +102,15 @@ def test_conceptual_captions_are_joined_by_address_alone(tmp_path: Path, out: st
     assert found.unmatched == 2
 
 
+@pytest.mark.parametrize(("line", "columns"), [("no address", 1), ("a\tb\thttp://a/2.jpg", 3)])
+def test_conceptual_captions_have_two_columns(
+    tmp_path: Path, out: str, line: str, columns: int
+) -> None:
+    url = written(tmp_path, f"a cat.\thttp://a/1.jpg\n{line}\n")
+    with pytest.raises(SettingsError, match=f"a line of {columns} columns, not caption and addr"):
+        captionfiles.join(url, out)
+
+
 def test_captions_of_no_image_and_blank_ones_are_counted(tmp_path: Path, out: str) -> None:
     text = TOKEN + "three.png#0\ta boat.\none.png#2\t  \nthree.png#1\tthe sea.\n"
     found = captionfiles.join(written(tmp_path, text), out)
@@ -150,3 +160,9 @@ def test_captions_of_other_images_alone_are_refused(tmp_path: Path, out: str) ->
 def test_no_file_is_no_file(tmp_path: Path, out: str) -> None:
     with pytest.raises(NotFoundError):
         captionfiles.join(storage.canonical(str(tmp_path / "nowhere.csv")), out)
+
+
+def test_captions_are_read_from_a_site_that_gives_no_ranges() -> None:
+    with serving({"/captions.json": b'{"1.jpg": ["a cat"]}'}) as site:
+        site.has_ranges = False
+        assert list(captionfiles.read(f"{site.url}/captions.json")) == [("1.jpg", ["a cat"])]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipcap import captioner as captioners
-from clipcap import checkpoints, interop, modelfolder
+from clipcap import checkpoints, dimensions, interop, modelfolder
 from clipcap.cards import Choice, read_card, require_fit
 from clipcap.errors import SettingsError
 from clipcap.interop import Given
@@ -139,14 +141,42 @@ def test_every_way_of_saving_it_is_read(
     assert_same(dict(found.language_model.state_dict()), gpt_of(tensors))
 
 
-def test_half_precision_is_widened_and_a_head_may_be_missing(write: Write, given: Given) -> None:
-    tensors = {name: tensor.half() for name, tensor in made.state(MLP).items()}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_and_a_head_may_be_missing(
+    dtype: torch.dtype, write: Write, given: Given
+) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in made.state(MLP).items()}
     del tensors["gpt.lm_head.weight"]
     found = interop.read_checkpoint(write(tensors), given)
     model = found.language_model
     assert model.lm_head.weight is model.transformer.wte.weight
     assert model.dtype == torch.float32
     assert torch.equal(model.lm_head.weight, tensors["gpt.transformer.wte.weight"].float())
+    assert not model.training
+    assert not found.mapper.training
+    told = {"beam_size": 5, "max_tokens": 67, "stop": "."}
+    assert found.card.decode == Choice(name="beam", settings=told), "as `predict.py` has it"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_was_saved_on_a_gpu_is_read_without_one(
+    zipped: bool, write: Write, given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most checkpoints are: each tensor in them names the device that it was on."""
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+    path = write(made.state(MLP), _use_new_zipfile_serialization=zipped)
+    monkeypatch.undo()
+    found = interop.read_checkpoint(path, given)
+    assert found.device.type == "cpu"
+    assert_same(dict(found.mapper.state_dict()), mapper_of(made.state(MLP)))
+
+
+def test_every_width_of_a_hidden_layer_comes_back_from_its_share() -> None:
+    """15 of 11 as a share is cut to 14 again; some other share must stand for it."""
+    assert int(15 / 11 * 11) == 14
+    for whole in (11, 13, 64, 96, 7680):
+        for hidden in range(1, 300):
+            assert int(dimensions._ratio(hidden, whole) * whole) == hidden
 
 
 def test_a_head_of_its_own_is_kept(write: Write, given: Given, tmp_path: Path) -> None:
@@ -285,11 +315,76 @@ def test_the_words_must_be_there_and_fit(
     (folder / "encoder.json").write_text('{"a": 0, "b": 7}')
     with pytest.raises(SettingsError, match="must give each word a number from 0"):
         read(str(folder))
+    for vocabulary in ('{"a": 0, "b": 1}', '{"a": 0, "<|endoftext|>": 7}'):
+        (folder / "encoder.json").write_text(vocabulary)
+        with pytest.raises(SettingsError, match=r"from 0, <\|endoftext\|> too, but does not"):
+            read(str(folder))
+    (folder / "encoder.json").write_text('{"a": 0, "<|endoftext|>": 1}')
+    (folder / "vocab.bpe").write_text("a\n")
+    with pytest.raises(SettingsError, match=r"joins what encoder.json does not have: 'a' \(1 such"):
+        read(str(folder))
     (folder / "encoder.json").write_text("{")
     with pytest.raises(SettingsError, match="cannot be read"):
         read(str(folder))
     read(given.tokenizer).tokenizer.save_pretrained(tmp_path / "whole")
     assert read(str(tmp_path / "whole")).tokenizer.encode("a.") == [64, 13]
+    for name, text in (("vocab.json", "{}"), ("merges.txt", "a b\n")):
+        (tmp_path / "whole" / name).write_text(text)
+    assert len(read(str(tmp_path / "whole")).tokenizer) == 257, "tokenizer.json comes first"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(read("~/whole").tokenizer) == 257
+
+
+def test_words_that_are_too_few_or_without_an_end_are_refused(
+    write: Write, given: Given, tmp_path: Path
+) -> None:
+    path = write(made.state(replace(MLP, words=300)))
+    with pytest.raises(SettingsError, match=r"has 300 words, but the tokenizer .* has 257"):
+        interop.read_checkpoint(path, given)
+    endless = interop.read_checkpoint(write(made.state(MLP)), given).tokenizer
+    endless.eos_token = None
+    endless.save_pretrained(tmp_path / "endless")
+    configuration = tmp_path / "endless" / "tokenizer_config.json"
+    told = json.loads(configuration.read_text())
+    told.update(tokenizer_class="PreTrainedTokenizerFast", eos_token=None)
+    configuration.write_text(json.dumps(told))
+    changed = given.model_copy(update={"tokenizer": str(tmp_path / "endless")})
+    with pytest.raises(SettingsError, match="has no end token"):
+        interop.read_checkpoint(write(made.state(MLP)), changed)
+
+
+def test_a_half_fetched_repository_is_passed_over(
+    write: Write, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("gpt2", "openai-community--gpt2"):
+        cached = tmp_path / "cache" / f"models--{name}"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("abc")
+        (cached / "snapshots" / "abc").mkdir(parents=True)
+    (tmp_path / "cache" / "models--gpt2" / "snapshots" / "abc" / "README.md").write_text("")
+    whole = tmp_path / "cache" / "models--openai-community--gpt2"
+    made.words_folder(whole / "snapshots" / "abc")
+    asked = given.model_copy(update={"tokenizer": None})
+    found = interop.read_checkpoint(write(made.state(MLP)), asked)
+    assert found.tokenizer.encode("a.") == [64, 13]
+
+
+def test_no_code_beside_the_words_is_run(write: Write, given: Given, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "words-with-code", tmp_path / "was-here"
+    interop.read_checkpoint(write(made.state(MLP)), given).tokenizer.save_pretrained(folder)
+    (folder / "odd.py").write_text(
+        "from pathlib import Path\nfrom transformers import GPT2TokenizerFast\n"
+        f"Path({str(mark)!r}).touch()\nclass Odd(GPT2TokenizerFast):\n    pass\n"
+    )
+    configuration = folder / "tokenizer_config.json"
+    told = json.loads(configuration.read_text())
+    told.update(tokenizer_class="Odd", auto_map={"AutoTokenizer": [None, "odd.Odd"]})
+    configuration.write_text(json.dumps(told))
+    asked = given.model_copy(update={"tokenizer": str(folder)})
+    with suppress(SettingsError):
+        interop.read_checkpoint(write(made.state(MLP)), asked)
+    assert not mark.exists()
 
 
 # --- files that are no checkpoint --------------------------------------------------------------
@@ -350,6 +445,7 @@ def broken() -> dict[str, tuple[dict[str, Any], str]]:
         "a sparse tensor": (
             changed(tensors, **{first: torch.ones(2, 2).to_sparse()}), "must be a dense tensor"),
         "other things too": (tensors | {"epoch": 3}, "names to tensors, but epoch is in it"),
+        "a name of the model": (tensors | {"model": "clip"}, "tensors, but model is in it"),
         "nothing": ({}, "but nothing is in it"),
         "two models": (
             {f"a.{k}": t for k, t in tensors.items()} | {"b.x": torch.ones(1)},
@@ -397,7 +493,8 @@ def test_other_files_are_told_apart(write: Write, given: Given, tmp_path: Path) 
     assert "There is no file" in told(str(tmp_path))
     save_file({"clip_project.model.0.weight": torch.ones(2, 2)}, tmp_path / "a.safetensors")
     assert "is a safetensors file" in told(str(tmp_path / "a.safetensors"))
-    for content in (b"", b"hello", b"PK\x03\x04", pickle.dumps({"a": 1}), b"\x80\x02."):
+    short = (b"", b"hello", b"PK\x03\x04", b"\x80\x02.", b"\xff" * 8 + b"{...")
+    for content in (*short, pickle.dumps({"a": 1})):
         (tmp_path / "odd.pt").write_bytes(content)
         assert "is no whole file of `torch.save`" in told(str(tmp_path / "odd.pt"))
     assert "must hold a state dict, but holds a list" in told(write([torch.ones(1)]))
@@ -429,6 +526,10 @@ def test_a_captioner_travels_both_ways(
     file = tmp_path / "out.pt"
     interop.write_checkpoint(first, str(file), buffers=buffers)
     tensors = torch.load(file, weights_only=True)
+    if buffers:
+        mask = tensors["gpt.transformer.h.0.attn.bias"][0, 0]
+        assert torch.equal(mask, torch.ones_like(mask).tril())
+        assert float(tensors["gpt.transformer.h.0.attn.masked_bias"]) == -1e4
     original = made.model(replace(size, buffers=buffers), seed=5)
     original.load_state_dict(tensors, strict=True)
     assert_same(dict(original.state_dict()), tensors)
@@ -474,9 +575,15 @@ def test_what_the_original_does_not_have_is_not_written(
     assert "GPT-2's width is a multiple of 64" in told(tiny_captioner())
     assert "its activation_function is relu" in told(read(MLP, activation_function="relu"))
     assert "its model_type is opt" in told(read(MLP, model_type="opt"))
+    for name, value in (
+        ("layer_norm_epsilon", 1e-6), ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True), ("tie_word_embeddings", False),
+    ):  # fmt: skip
+        assert f"its {name} is {value}" in told(read(MLP, **{name: value}))
     assert "has 1 heads, but this one has 2" in told(read(MLP, n_head=2))
     for mapper, settings, part in (
         ("transformer", {"heads": 4}, "no mapper like transformer with {'heads': 4}"),
+        ("transformer", {"mlp_ratio": 4.0}, "no mapper like transformer with {'mlp_ratio': 4.0}"),
         ("mlp", {"hidden_ratio": 0.25}, "no mapper like mlp with {'hidden_ratio': 0.25}"),
         ("other", {}, "no mapper like other."),
     ):
@@ -492,8 +599,9 @@ def test_what_the_original_does_not_have_is_not_written(
 
 
 def test_no_file_is_written_over_and_none_is_left_half(
-    write: Write, given: Given, tmp_path: Path
+    write: Write, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "full").mkdir()
     words = made.words_folder(tmp_path / "gpt2", GPT2_WORDS)
     given = given.model_copy(update={"tokenizer": words})
     found = interop.read_checkpoint(write(made.state(replace(MLP, words=GPT2_WORDS))), given)
@@ -504,6 +612,30 @@ def test_no_file_is_written_over_and_none_is_left_half(
     assert taken.read_text() == "mine"
     with pytest.raises(SettingsError, match="cannot be written"):
         interop.write_checkpoint(found, str(tmp_path / "none" / "out.pt"))
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(SettingsError, match="cannot be written: no space"):
+        interop.write_checkpoint(found, str(tmp_path / "full" / "out.pt"))
+    assert list((tmp_path / "full").iterdir()) == []
+    found.tokenizer = OtherWords()
+    with pytest.raises(SettingsError, match="this captioner has others"):
+        interop.write_checkpoint(found, str(tmp_path / "full" / "out.pt"))
+
+
+def half_written(_content: object, path: Path) -> None:
+    """Stand for a disk that is full."""
+    path.write_bytes(b"half")
+    raise OSError("no space left on device")
+
+
+class OtherWords:
+    """As many words as GPT-2's, in another order."""
+
+    def __len__(self) -> int:
+        return GPT2_WORDS
+
+    def encode(self, _text: str, **_how: bool) -> list[int]:
+        """Return another number than GPT-2's for the full stop."""
+        return [14]
 
 
 @pytest.mark.slow
@@ -530,3 +662,8 @@ def test_the_published_size_is_read_and_written(write: Write, tmp_path: Path) ->
     assert_same(torch.load(out, weights_only=True, mmap=True), tensors)
     shutil.rmtree(folder)
     assert checkpoints.read(Path(path)).shape.heads == 12
+
+
+def test_a_few_names_stand_for_many() -> None:
+    assert dimensions.some(["b", "c", "a"]) == "a, b, c"
+    assert dimensions.some("dacb") == "a, b, c and 1 more"

@@ -6,13 +6,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from clipcap import cuda
+from clipcap import cuda, graphs
+from clipcap.cards import Choice
 from clipcap.encoders import openclip
+from tests.captioners import embeddings, tiny_captioner
 from tests.models import SIDE_PX, make_tiny_clip
 
 
@@ -179,3 +182,42 @@ def test_a_gpu_embeds_as_the_cpu_does(tmp_path: Path, wanted: str) -> None:
     off_B = 1 - torch.nn.functional.cosine_similarity(found_BD.double(), expected_BD.double())
     assert off_B.max() < 1e-4
     openclip.forget()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+@pytest.mark.parametrize("name", ["beam", "greedy", "nucleus"])
+def test_a_gpu_captions_as_the_cpu_does(name: str) -> None:
+    """Full slots and a last few, slots refilled, buffers that grow, the second time recorded."""
+    decode = Choice(name=name, settings={"max_tokens": 26, "stop": "."})
+    on_cpu = tiny_captioner(sharpness=2.0, stop_bonus=1.0)
+    on_gpu = tiny_captioner(sharpness=2.0, stop_bonus=1.0).to("cuda").for_captions("fp32")
+    wanted = on_cpu.caption(embeddings(40), decode=decode, slots=8)
+    for _ in range(2):
+        found = on_gpu.caption(embeddings(40), decode=decode, slots=8)
+        for row, other in zip(found, wanted, strict=True):
+            assert [one.token_ids for one in row] == [one.token_ids for one in other]
+            means = [one.logprob_mean for one in other]
+            assert [one.logprob_mean for one in row] == pytest.approx(means, abs=1e-3)
+    (tree,) = on_gpu._trees._trees.values()
+    assert isinstance(tree, graphs.Recorded)
+    assert tree._can_record
+    assert tree._steps
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_gpu_captions_in_half_the_numbers(precision: Literal["bf16", "fp16"]) -> None:
+    """Words may change places where two are as likely; recorded steps must still be used."""
+    on_gpu = tiny_captioner(sharpness=2.0, stop_bonus=1.0).to("cuda").for_captions(precision)
+    wanted = tiny_captioner(sharpness=2.0, stop_bonus=1.0).caption(embeddings(40), slots=8)
+    on_gpu.caption(embeddings(40), slots=8)
+    found = on_gpu.caption(embeddings(40), slots=8)
+    same = [
+        row[0].token_ids == other[0].token_ids for row, other in zip(found, wanted, strict=True)
+    ]
+    assert sum(same) >= 28
+    (tree,) = on_gpu._trees._trees.values()
+    assert tree._can_record
+    assert tree._steps

@@ -88,6 +88,26 @@ def test_a_captioner_is_not_worse_than_itself_nor_than_one_that_differs_by_chanc
     assert {one.verdict for one in paired.compare(same, other, SETTINGS)} == {"not worse"}
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "short"),
+    [
+        (0.1, 0.3, 0.0, ""),
+        (0.0, 0.0, 0.0, ""),
+        (-0.1, 0.3, 0.0, "perhaps worse"),
+        (-0.1, 0.3, 0.04, "perhaps worse"),
+        (-0.1, 0.3, 0.05, ""),
+        (-0.3, -0.1, 0.05, "worse"),
+        (-0.09, -0.01, 0.05, ""),
+    ],
+)
+def test_one_falls_short_where_its_interval_begins_below_the_margin(
+    low: float, high: float, margin: float, short: str
+) -> None:
+    """The margin is a share of the figure of `a`, which is 2 here."""
+    one = Difference("cider_d", 2.0, 2.0 + low, low, low, high, "not worse", IMAGES)
+    assert paired.shortfall(one, margin) == short
+
+
 def test_the_interval_of_a_mean_is_the_normal_one_for_many_images() -> None:
     captions, references = said(0.5)
     rng = np.random.default_rng(5)

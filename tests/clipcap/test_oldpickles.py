@@ -84,16 +84,6 @@ def test_a_view_of_a_larger_tensor_is_read_as_the_view(written: Callable[..., st
     assert torch.equal(embedding_ND, torch.arange(80.0).view(10, 8)[2::2, 1:7])
 
 
-def test_tokens_are_read(written: Callable[..., str]) -> None:
-    tokens = [torch.tensor([32, 3797, 13]), torch.tensor([1]), torch.tensor([], dtype=torch.int64)]
-    found = oldpickles.read_tokens(written([tokens, [0, 0, 1], 3]))
-    assert [one.tolist() for one in found.token_ids] == [[32, 3797, 13], [1], []]
-    assert (found.rows, found.longest) == ([0, 0, 1], 3)
-    for wrong in ([tokens, [0, 1], 3], [[torch.ones(2)], [0], 2], data()):
-        with pytest.raises(SettingsError, match="must hold a list of tokens"):
-            oldpickles.read_tokens(written(wrong))
-
-
 # --- files that want to run something ----------------------------------------------------------
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from clipcap import prepacked
-from clipcap.prepacked import Packed
-from tests.captioners import tiny_captioner
+from clipcap.errors import SettingsError
+from clipcap.prepacked import Packed, Packed8
+from tests.captioners import embeddings, tiny_captioner
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in {"x86_64", "AMD64"},
@@ -104,6 +105,46 @@ def test_a_language_model_speaks_as_before() -> None:
     layers = [layer for layer in captioner.language_model.modules() if isinstance(layer, Packed)]
     assert len(layers) == 9, "four in each of two blocks, and the head"
     assert float((found - wanted).abs().max()) < 1e-4 * float(wanted.abs().max())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("gelu", ["", "none", "tanh"])
+@pytest.mark.parametrize("is_biased", [True, False])
+def test_eight_bits_round_each_row_by_itself(gelu: str, *, is_biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    size_I = torch.rand(48, generator=generator)  # rows in memory are columns here, as GPT-2's
+    weight_OI = (torch.randn(48, 32, generator=generator) * size_I[:, None]).t().bfloat16()
+    bias_O = torch.randn(32, generator=generator).bfloat16() if is_biased else None
+    given = torch.randn(4, 5, 48, generator=generator).bfloat16()
+    given[1] *= 100
+    layer = Packed8(weight_OI, bias_O, gelu)
+    wanted = nn.functional.linear(
+        given.float(), weight_OI.float(), None if bias_O is None else bias_O.float()
+    )
+    if gelu:
+        wanted = nn.functional.gelu(wanted, approximate=gelu)
+    found = layer(given)
+    assert found.dtype == torch.bfloat16
+    off = (found.float() - wanted).abs().amax(-1) / wanted.abs().amax(-1)
+    assert 0 < float(off.max()) < 0.03
+    alone = torch.cat([layer(row[None, None]) for row in given.flatten(0, 1)])
+    torch.testing.assert_close(alone.flatten(0, 1), found.flatten(0, 1), rtol=0.01, atol=1e-6)
+
+
+def test_in_eight_bits_a_language_model_writes_nearly_the_same() -> None:
+    plain, fast = (tiny_captioner(0, sharpness=5.0, stop_bonus=2.0) for _ in range(2))
+    fast.for_captions("int8")
+    layers = [layer for layer in fast.language_model.modules() if isinstance(layer, Packed8)]
+    assert len(layers) == 9
+    found, wanted = (one.caption(10 * embeddings(100)) for one in (fast, plain))
+    same = [a[0].token_ids == b[0].token_ids for a, b in zip(found, wanted, strict=True)]
+    assert sum(same) / len(same) > 0.8
+
+
+def test_eight_bits_are_refused_where_they_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked, "works", lambda _dtype: False)
+    with pytest.raises(SettingsError, match=r'`precision: "int8"` is for x86 processors'):
+        tiny_captioner().for_captions("int8")
 
 
 def test_whoever_computes_with_its_weights_gets_no_numbers() -> None:

@@ -12,6 +12,7 @@ from clipcap import cards, layout, storage, verify
 from clipcap.errors import ClipcapError, SettingsError
 from clipcap.layout import Run
 from clipcap.resume import Checkpoint
+from clipcap.settings import digest as plain_digest
 from clipcap.stages import train
 from clipcap.stages.caption import CaptionSettings
 from clipcap.training import TrainSettings as LoopSettings
@@ -47,14 +48,39 @@ def test_a_captioner_is_trained_once_and_captions(tmp_path: Path, tiny: Tiny) ->
     done = train.train(run, settings=settings(tiny), encoder=tiny.encoder)
     assert (done.images, done.captions, done.was_there) == (5, 5, False)
     assert done.folder == layout.captioner(run.out, "mine")
+    assert "mine learned from 4 captions of images." in storage.read(done.report_url).decode()
     before = cards.captioner_digest(done.folder)
     again = train.train(run, settings=settings(tiny), encoder=tiny.encoder)
-    assert again.was_there
+    assert (again.was_there, again.report_url) == (True, "")
     assert cards.captioner_digest(done.folder) == before
     local = str(storage.local_path(done.folder))
     chosen = Tiny(tiny.encoder, CaptionSettings(captioner=local), tiny.label_set)
     night(tmp_path / "in", tmp_path / "out", chosen)
     assert list((tmp_path / "out" / "captions" / "captioner=mine").rglob("*.parquet"))
+
+
+def test_the_card_counts_what_was_cut_blank_and_held_out(tmp_path: Path, tiny: Tiny) -> None:
+    long = "a cat and a dog and a ball and a tree."
+    run = captioned(tmp_path, tiny, ["a red ball.", f"two cats.\n{long}", "a house.", "a dog."])
+    loop = LOOP.model_copy(update={"max_tokens": 9, "validation_share": 0.25})
+    done = train.train(run, settings=settings(tiny, loop=loop), encoder=tiny.encoder)
+    told: Any = cards.read_card(done.folder).training
+    held = told["captions_held_out"]
+    assert (told["captions"] + held, told["captions_cut"], told["captions_blank"]) == (5, 1, 0)
+    assert held in (1, 2)  # the captions of one image
+
+
+def test_a_training_forgets_what_was_measured_on_the_old_captions(
+    tmp_path: Path, tiny: Tiny
+) -> None:
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats.", "a tree."])
+    done = train.train(run, settings=settings(tiny), encoder=tiny.encoder)
+    url = f"{done.folder}/{cards.REVIEW_NAME}"
+    storage.write(url, b"{}")
+    assert train.train(run, settings=settings(tiny), encoder=tiny.encoder).was_there
+    assert storage.info(url) is not None
+    train.train(run, settings=settings(tiny, prefix_length=2), encoder=tiny.encoder)
+    assert storage.info(url) is None
 
 
 def test_the_same_data_and_seed_give_the_same_captioner(tmp_path: Path, tiny: Tiny) -> None:
@@ -158,3 +184,21 @@ def test_an_output_without_captions_says_what_to_do(tmp_path: Path, tiny: Tiny) 
     run = captioned(tmp_path, tiny, ["", ""])
     with pytest.raises(SettingsError, match=r"No image in .* has captions to learn from"):
         train.train(run, settings=settings(tiny), encoder=tiny.encoder)
+
+
+def test_what_nobody_asked_for_is_in_no_fingerprint(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a new version trains every captioner anew."""
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats."])
+    told: list[set[str]] = []
+
+    def digest(value: list[Any]) -> str:
+        told.append({key for part in value if isinstance(part, dict) for key in part})
+        return plain_digest(value)
+
+    monkeypatch.setattr(train, "digest", digest)
+    new = {"embeddings", "normalized", "views", "alignment_images"}
+    for changed in ({}, {"alignment_images": 0, "normalized": False}):
+        train.train(run, settings=settings(tiny, **changed), encoder=tiny.encoder)
+    assert [one & new for one in told] == [set(), {"normalized"}]

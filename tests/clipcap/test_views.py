@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import duckdb
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipcap import front, storage, tables
+from clipcap import front, review, storage, tables
 from clipcap.front import contract
 from clipcap.layout import Table
 from tests import outputs
@@ -20,6 +21,7 @@ from tests.outputs import Output, asked, files
 QUESTIONS = (
     "nights", "coverage", "newest_captions", "review_queue", "label_mix", "label_drift",
     "rejects_by_reason", "near_duplicates", "disagreements", "captions_with_images",
+    "captions_by_reason",
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def test_the_questions_are_all_that_views_sql_asks() -> None:
     views = set(re.findall(r"CREATE OR REPLACE VIEW (\w+)", text))
     macros = set(re.findall(r"CREATE OR REPLACE MACRO (\w+)", text))
     assert views == set(QUESTIONS)
-    assert macros == {"images_like", "image_in_tar", "made_with"}
+    assert macros == {"images_like", "image_in_tar", "made_with", "caption_margin"}
 
 
 def test_views_sql_runs_inside_the_folder_and_twice(
@@ -90,6 +92,27 @@ def test_the_review_queue_is_what_has_a_reason(
     assert sorted(row["key"] for row in found) == sorted(wanted)
     scores = [row["clip_score"] for row in found]
     assert scores == sorted(scores)
+
+
+def test_margins_and_reasons_come_out_of_the_captions(
+    rows: dict[Table, pa.Table], database: duckdb.DuckDBPyConnection
+) -> None:
+    captions = {row["key"]: row for row in rows["captions"].to_pylist()}
+    found = asked(database, "FROM captions_with_images")
+    margins = [review.margin(captions[row["key"]]["candidates"], "logprob") for row in found]
+    assert [row["margin"] for row in found] == margins
+    assert any(margins)
+    counted = Counter(why for row in captions.values() for why in row["review_reasons"])
+    by_reason = asked(database, "FROM captions_by_reason")
+    assert {row["reason"]: row["images"] for row in by_reason} == counted
+    hidden = sum(row["status"] == "suppressed" for row in captions.values())
+    assert sum(row["suppressed"] for row in by_reason if row["reason"] == "empty") == hidden
+
+
+def test_extra_json_that_is_none_breaks_no_view(database: duckdb.DuckDBPyConnection) -> None:
+    texts = "('{\"margin\": 0.5}'), (NULL), ('{\"a\": 1}'), ('no json'), ('{\"margin\": \"x\"}')"
+    found = asked(database, f"SELECT caption_margin(t) AS margin FROM (VALUES {texts}) AS v(t)")
+    assert [row["margin"] for row in found] == [0.5, None, None, None, None]
 
 
 def test_the_label_mix_adds_up(made: Output, database: duckdb.DuckDBPyConnection) -> None:

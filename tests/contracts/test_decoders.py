@@ -17,6 +17,8 @@ MAX_TOKENS = 10
 IMAGES = 23
 NONE: Mapping[str, object] = {}
 WISHES = {"never": ["cars", "cat", "sea"], "no_repeat": 2, "min_tokens": 3}
+ONLY = {"only": ["a", "red", "boat", "cat", "on", "the", "sea"], "no_repeat": 2}
+MUST = {"must": ["boat", "red ball"]}
 
 pytestmark = pytest.mark.parametrize("name", registry.names("clipcap.decoders"))
 
@@ -92,11 +94,17 @@ def test_the_same_embeddings_give_the_same_captions(captioner: Captioner, name: 
     assert decode(captioner, name, embeddings(5)) == decode(captioner, name, embeddings(5))
 
 
-@pytest.mark.parametrize("wishes", [NONE, WISHES], ids=["free", "wishes"])
+@pytest.mark.parametrize(
+    "wishes", [NONE, WISHES, ONLY, MUST], ids=["free", "wishes", "only", "must"]
+)
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_a_caption_does_not_depend_on_its_neighbours(
     captioner: Captioner, name: str, batch_size: int, wishes: Mapping[str, object]
 ) -> None:
+    if "must" in wishes and not registry.load("clipcap.decoders", name).Settings.searches:
+        with pytest.raises(ValueError, match="choose the decoder `beam`"):
+            decode(captioner, name, embeddings(1), wishes=wishes)
+        return
     whole = decode(captioner, name, embeddings(IMAGES), wishes=wishes)
     parts = [
         row

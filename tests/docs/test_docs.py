@@ -41,6 +41,8 @@ def test_a_command_in_the_readme_exists_with_its_options(line: str) -> None:
     group = Commands()
     command = group.get_command(click.Context(group), words[0])
     assert command is not None, f"clipcap has no command {words[0]}"
+    if isinstance(command, click.Group) and words[1:] and words[1] in command.commands:
+        command = command.commands[words[1]]
     known = {option for parameter in command.params for option in parameter.opts}
     unknown = [word for word in words if word.startswith("--") and word not in known]
     assert unknown == []

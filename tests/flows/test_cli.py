@@ -17,6 +17,8 @@ import pytest
 from rich.console import Console
 
 import clipcap as package
+from clipcap import storage, tables
+from clipcap.errors import SettingsError
 from clipcap.outcomes import Night
 from flows import cli, console
 from flows.settings import NightlySettings
@@ -68,8 +70,11 @@ def test_every_option_is_explained() -> None:
         for name in cli.COMMANDS:
             command = cli.cli.get_command(context, name)
             assert command is not None
-            named = [found for found in command.params if isinstance(found, click.Option)]
-            assert [found.name for found in named if not found.help] == []
+            inner = command.commands.values() if isinstance(command, click.Group) else ()
+            for one in (command, *inner):
+                named = [found for found in one.params if isinstance(found, click.Option)]
+                assert [found.name for found in named if not found.help] == []
+                assert "debug" in [found.name for found in named]
 
 
 def test_the_version_is_told() -> None:
@@ -224,6 +229,11 @@ def test_stages_one_by_one(drawings: Path, tmp_path: Path, tiny: Tiny) -> None:
     start = ["--steps", 2, "--name", "mine"]
     ended = clipcap("train", out, *model, *start)
     assert "mine trained in" in ended.out, ended.err
+    assert "step 2 of 2, loss" in ended.err
+    report = ended.out.rpartition("report    ")[2].strip()
+    rows = [tables.read(str(path)) for path in (tmp_path / "out" / "runs").rglob("*.parquet")]
+    found = [row["report_uri"] for table in rows for row in table.to_pylist()]
+    assert [uri for uri in found if uri] == [storage.canonical(report)]
     new = f"{out}/captioners/mine"
     assert "6 images captioned" in clipcap("caption", out, *model, "--captioner", new).out
     told = json.loads(clipcap("train", out, *model, *start, "--json").out)
@@ -310,3 +320,38 @@ def test_the_demo_shows_captions_and_labels_and_then_finds_everything_unchanged(
     second = clipcap("demo", tmp_path / "demo")
     assert "24 unchanged" in second.out
     assert time.monotonic() - began < 10
+
+
+def test_a_pickle_that_wants_to_run_something_is_refused_by_train(
+    drawings: Path, tmp_path: Path, tiny: Tiny
+) -> None:
+    mark, out = tmp_path / "was-here", f"{tmp_path}/out"
+    attack = b"\x80\x02cposix\nsystem\nX%c\x00\x00\x00%b\x85R."
+    command = f"touch {mark}".encode()
+    (tmp_path / "data.pkl").write_bytes(attack % (len(command), command))
+    clipcap("shard", drawings, out, "--no-server")
+    words = ["--model", tiny.encoder.model, "--captions", tmp_path / "data.pkl", "--no-server"]
+    for more in ([], ["--embeddings", "file"]):
+        ended = clipcap("train", out, *words, *more)
+        assert ended.code == SettingsError.exit_code
+        assert "posix.system" in ended.err
+        assert "was not run" in ended.err
+    assert not mark.exists()
+
+
+def test_train_tells_which_captions_it_left_out(drawings: Path, tmp_path: Path, tiny: Tiny) -> None:
+    out, file = f"{tmp_path}/out", tmp_path / "captions.csv"
+    file.write_text("image,caption\ndrawing-0.png,a red ball.\ndrawing-1.png,\nother.png,a car.\n")
+    model = ["--model", tiny.encoder.model, "--no-server"]
+    clipcap("shard", drawings, out, "--no-server")
+    clipcap("embed", out, *model)
+    ended = clipcap("train", out, *model, "--steps", 1, "--captions", file)
+    assert "left out  1 captions of no image of the output, 1 blank ones\n" in ended.out, ended.err
+
+
+def test_the_option_for_users_of_the_original_is_named(tmp_path: Path, tiny: Tiny) -> None:
+    (tmp_path / "data.pkl").write_bytes(b"\x80\x04N.")
+    words = ["--captions", tmp_path / "data.pkl", "--model", tiny.encoder.model, "--no-server"]
+    ended = clipcap("train", tmp_path / "none", *words)
+    assert "none does not exist. The file of captions holds embeddings" in ended.err
+    assert "`--embeddings file`" in ended.err

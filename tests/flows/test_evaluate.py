@@ -267,3 +267,46 @@ def test_a_page_of_score_files_alone_is_refused(finished: Path, tmp_path: Path, 
     words = ("compare", tmp_path / "a.parquet", tmp_path / "a.parquet", "--page", tmp_path / "p")
     assert "--out" in ended_badly(*words).err
     assert not (tmp_path / "p").exists()
+
+
+def test_what_was_left_out_and_whose_captions_they_are_is_told_everywhere(
+    out: Path, tmp_path: Path, tiny: Tiny
+) -> None:
+    name = evaluated(out, tiny, "--page", tmp_path / "one.html")["captioner_id"]
+    assert (
+        "left out 2 without references and 0 without a caption"
+        in (tmp_path / "one.html").read_text()
+    )
+    second(out, "some", "two cats in the snow")
+
+    def outdate(row: dict[str, Any]) -> None:
+        if "drawing-0" in row["source_uri"]:
+            row["content_sha256"] = "0" * 64
+
+    for path in (out / "captions" / "captioner=some").rglob("*.parquet"):
+        change(path, outdate)
+    words = ("compare", "--out", out, name, "some", "--page", tmp_path / "two.html")
+    ended = clipcap(*words, "--model", tiny.encoder.model)
+    assert ended.code == 0, ended.err
+    assert "3 images" in ended.out
+    for told in (ended.out, (tmp_path / "two.html").read_text()):
+        for letter in "AB":
+            assert re.search(
+                rf"{letter} is \S+: left out 2 without references and 1 without", told
+            ), told
+    assert f"A is {name}: " in ended.out
+
+
+def test_references_may_come_from_a_file(out: Path, tmp_path: Path, tiny: Tiny) -> None:
+    rows = [{"file": f"drawing-{n}.png", "caption": "a green boat at the sea"} for n in (1, 2, 5)]
+    (tmp_path / "people.json").write_text(json.dumps(rows))
+    found = evaluated(out, tiny, "--references", tmp_path / "people.json")
+    assert (found["images"], found["without_references"]) == (3, 3)
+    table = tmp_path / "scores.parquet"
+    evaluated(out, tiny, "--references", tmp_path / "people.json", "--scores", table)
+    by_file = {row["source_uri"][-13:]: row for row in scorefile.read(str(table)).to_pylist()}
+    assert by_file["drawing-5.png"]["bleu_1"] == pytest.approx(1)
+    assert by_file["drawing-1.png"]["bleu_1"] < 1
+    missing = clipcap("evaluate", out, "--references", tmp_path / "no.json")
+    assert missing.code == 4
+    assert "There are no captions at" in missing.err
