@@ -70,6 +70,8 @@ class Counts:
     """Left out because they say nothing."""
     cut: int
     """Longer than `max_tokens`."""
+    unknown_share: float = 0.0
+    """Share of the tokens that stand for words which the tokenizer does not know."""
 
 
 def tokenised(
@@ -97,7 +99,11 @@ def tokenised(
         token_ST=torch.tensor([ids + [_NOTHING] * (width - len(ids)) for ids in tokens]),
         length_S=torch.tensor([len(ids) for ids in tokens]),
     )
-    return data, Counts(blank=len(pairs) - len(spoken), cut=cut)
+    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in tokens)
+    if tokenizer.unk_token_id == stop_token:  # as GPT-2 has it, which knows every word
+        unknown = 0
+    share = unknown / sum(map(len, tokens))
+    return data, Counts(blank=len(pairs) - len(spoken), cut=cut, unknown_share=share)
 
 
 def held_out(data: Captions, rows: int, settings: TrainSettings) -> Tensor:

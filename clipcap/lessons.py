@@ -22,6 +22,7 @@ from clipcap.training import TrainSettings
 
 log = logging.getLogger(__name__)
 
+_UNKNOWN: Final = 0.1  # more, and captions lack what they are about
 WITH_VIEWS: Final = 3
 """Axes of embeddings with views."""
 
@@ -93,6 +94,11 @@ def plan(examples: Examples, captioner: Captioner, settings: TrainSettings) -> L
         log.warning(
             "%d captions are cut at %d tokens, %d are left out for they say nothing",
             counts.cut, settings.max_tokens, counts.blank,
+        )  # fmt: skip
+    if counts.unknown_share > _UNKNOWN:
+        log.warning(
+            "the language model has no word for %.0f %% of the captions' tokens, and will write "
+            "none: train from another one (`start`)", 100 * counts.unknown_share,
         )  # fmt: skip
     captioner.require_room(data.token_ST.shape[1])
     rows = len(examples.embedding_ND)

@@ -52,7 +52,7 @@ class CaptionSettings(Settings):
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     """Of the language model. `bf16` is 1.7 times as fast where the processor has it, and gives
     other captions where two words are nearly as likely; `int8` 1.3 times as fast as that, where it
-    has VNNI too, with four times the rounding."""
+    has VNNI too, with three times the rounding."""
     review: ReviewSettings = ReviewSettings()
     """Which captions a person should look at or nobody sees; changes none of them."""
 

@@ -45,6 +45,13 @@ def test_blank_captions_and_images_without_any_are_left_out_and_counted() -> Non
     assert (counts.blank, counts.cut) == (3, 0)
 
 
+def test_words_that_the_tokenizer_does_not_know_are_counted() -> None:
+    _, counts = tokenised([["a zebra ."], ["a car ."]], word_tokenizer(), STOP, 9)
+    assert counts.unknown_share == pytest.approx(1 / 6)
+    _, counts = tokenised([["a cat ."]], word_tokenizer(), STOP, 9)
+    assert counts.unknown_share == 0
+
+
 def test_long_captions_are_cut_and_counted() -> None:
     texts = [["a red ball on the sea."], ["a red ball on."], ["a red ball on"]]
     data, counts = tokenised(texts, word_tokenizer(), STOP, 5)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import get_linear_schedule_with_warmup
 
+from clipcap import lessons
 from clipcap.captioner import Captioner
 from clipcap.errors import SettingsError
 from clipcap.losses import caption_loss
@@ -289,3 +290,18 @@ def test_a_loss_that_runs_away_ends_the_training_with_advice() -> None:
     settings = TrainSettings(steps=50, learning_rate=1e30, clip_norm=None, warmup_steps=0)
     with pytest.raises(SettingsError, match="Lower `learning_rate`"):
         train(*scenes(), tiny_captioner(), settings)
+
+
+def test_words_that_the_language_model_lacks_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    captioner = tiny_captioner()
+    settings = TrainSettings(max_tokens=9, validation_share=0.0)
+    examples = lessons.Examples(embeddings(2), [["a zebra ."], ["a cat ."]])
+    with caplog.at_level("WARNING", logger="clipcap"):
+        lessons.plan(examples, captioner, settings)
+    assert "no word for 17 %" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="clipcap"):
+        lessons.plan(lessons.Examples(embeddings(1), [["a cat ."]]), captioner, settings)
+    assert not caplog.text
