@@ -73,6 +73,15 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (64, 48)) -> None:
     image.save(path)
 
 
+def things(folder: Path, tiny: Tiny, images: int) -> Path:
+    """Make an output of so many drawings, each of which came with a caption."""
+    for n in range(images):
+        draw(folder / "in" / f"{n}.png", n)
+        (folder / "in" / f"{n}.txt").write_text(f"a thing {n}.")
+    night(folder / "in", folder / "out", tiny)
+    return folder / "out"
+
+
 def night(
     source: str | Path,
     out: str | Path,

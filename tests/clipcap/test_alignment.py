@@ -16,7 +16,7 @@ from clipcap.errors import SettingsError
 from clipcap.layout import Run
 from clipcap.stages import train
 from clipcap.training import TrainSettings as LoopSettings
-from tests.nights import Tiny, draw, make_tiny, night
+from tests.nights import Tiny, make_tiny, things
 
 SPEED = Speed(device="cpu", batch_size=3)
 IMAGES = 6
@@ -30,12 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     """An output of two shards that nobody changes."""
-    folder = tmp_path_factory.mktemp("whole")
-    for n in range(IMAGES):
-        draw(folder / "in" / f"{n}.png", n)
-        (folder / "in" / f"{n}.txt").write_text(f"a thing {n}.")
-    night(folder / "in", folder / "out", tiny)
-    return folder / "out"
+    return things(tmp_path_factory.mktemp("whole"), tiny, IMAGES)
 
 
 @pytest.fixture

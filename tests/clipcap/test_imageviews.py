@@ -24,7 +24,7 @@ from clipcap.trainer import _Loop
 from clipcap.trainer import train as learn
 from clipcap.training import TrainSettings as LoopSettings
 from tests.captioners import embeddings, tiny_captioner
-from tests.nights import Tiny, draw, make_tiny, night
+from tests.nights import Tiny, draw, make_tiny, things
 
 SPEED = Speed(device="cpu", batch_size=3)
 IMAGES, VIEWS, DIM = 5, 2, 16
@@ -39,12 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     """An output of two shards that nobody changes."""
-    folder = tmp_path_factory.mktemp("whole")
-    for n in range(IMAGES):
-        draw(folder / "in" / f"{n}.png", n)
-        (folder / "in" / f"{n}.txt").write_text(f"a thing {n}.")
-    night(folder / "in", folder / "out", tiny)
-    return folder / "out"
+    return things(tmp_path_factory.mktemp("whole"), tiny, IMAGES)
 
 
 @pytest.fixture
