@@ -24,8 +24,9 @@ import torch
 from PIL import Image
 
 from bench.random_models import random_captioner, random_encoder
-from clipcap import embedding, labels, manifest, storage
+from clipcap import embedding, manifest, storage
 from clipcap.embedding import EmbedSettings, Speed
+from clipcap.labels import bank
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome
 from clipcap.stages import caption, embed, label, shard
@@ -99,12 +100,12 @@ def _night(
             ),
         )
     )
-    places = labels.load("scene_places")
+    places = [bank.load("scene_places")]
     figures.append(
         _timed(
             "label",
             shards,
-            lambda t: label.label(t, places, run=run, settings=LabelSettings(), encoder=encoder),
+            lambda t: label.label(t, places, run=run, settings=LabelSettings(), encoder=encoder)[0],
         )
     )
     return figures

@@ -15,11 +15,12 @@ from typing import Final, Literal
 
 import numpy as np
 
-from clipcap import embedding, labels, layout, manifest, photographs, storage, tables
+from clipcap import embedding, layout, manifest, photographs, storage, tables
 from clipcap.embedder import Embedder
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import SettingsError
 from clipcap.feed import Feed, Part
+from clipcap.labels import bank
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome
 from clipcap.preprocessing import Preprocess
@@ -167,11 +168,9 @@ def _captioned(target: Shard, run: Run, settings: CaptionSettings, chosen: Chose
     )
 
 
-def _labelled(target: Shard, run: Run, chosen: Chosen) -> Iterator[Outcome]:
-    for name in chosen.label.label_sets:
-        yield label.label(
-            target, labels.load(name), run=run, settings=chosen.label, encoder=chosen.embed
-        )
+def _labelled(target: Shard, run: Run, chosen: Chosen) -> list[Outcome]:
+    given = [bank.load(name) for name in chosen.label.label_sets]
+    return label.label(target, given, run=run, settings=chosen.label, encoder=chosen.embed)
 
 
 def advice(figures: Iterable[Figure], chosen: Chosen) -> list[str]:

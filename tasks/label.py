@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipcap import labels
 from clipcap.embedding import EmbedSettings
+from clipcap.labels import bank
 from clipcap.layout import Run
 from clipcap.outcomes import Outcome
 from clipcap.stages import label as stage
@@ -16,8 +16,9 @@ def label_partition(
     partition: Partition, run: Run, settings: LabelSettings, encoder: EmbedSettings
 ) -> list[Outcome]:
     """Label each shard of the partition with each label set, from its stored embeddings."""
+    given = [bank.load(name) for name in settings.label_sets]
     return [
-        stage.label(shard, label_set, run=run, settings=settings, encoder=encoder)
-        for label_set in map(labels.load, settings.label_sets)
+        outcome
         for shard in partition
+        for outcome in stage.label(shard, given, run=run, settings=settings, encoder=encoder)
     ]

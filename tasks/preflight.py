@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from clipcap import embedding, labels, storage
+from clipcap import embedding, storage
 from clipcap.embedding import EmbedSettings
 from clipcap.encoders.openclip import choose_device
 from clipcap.errors import SettingsError
+from clipcap.labels import bank, sets
 from clipcap.stages.caption import CaptionSettings, choose
 from tasks._task import task
 
@@ -29,7 +30,7 @@ def check_models(
     devices: tuple[str, ...],
 ) -> None:
     """Find the models and label sets, see that they fit, and that devices asked for are there."""
-    labels.require_own_names([labels.load(name) for name in label_sets])
+    sets.require_own_names([bank.load(name).label_set for name in label_sets])
     embedding.recipe(encoder, embedding.reference(encoder))
     if captioner is not None:
         choose(captioner, encoder)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from clipcap import embedding, labels, manifest, storage
+from clipcap import embedding, manifest, storage
 from clipcap.cards import EncoderFit
 from clipcap.embedding import EmbedSettings, Speed
+from clipcap.labels import bank
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Night, Outcome
 from clipcap.planning import PackSettings
@@ -130,9 +131,9 @@ def over(target: Shard, run: Run, tiny: Tiny) -> list[Outcome]:
             encoder=tiny.encoder,
             speed=CaptionSpeed(batch_size=3),
         ),
-        label.label(
+        *label.label(
             target,
-            labels.load(tiny.label_set),
+            [bank.load(tiny.label_set)],
             run=run,
             settings=LabelSettings(label_sets=(tiny.label_set,), top_k=2),
             encoder=tiny.encoder,

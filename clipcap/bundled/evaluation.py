@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipcap import captioner as captioners
-from clipcap import labels
 from clipcap.bundled.scenes import Scene, caption, draw, random_scene
 from clipcap.encoders import openclip
+from clipcap.labels import bank, scoring, sets
 
 _BATCH = 250
 
@@ -91,11 +91,9 @@ def _encoder(folder: Path) -> openclip.Encoder:
 
 def _top1(encoder_folder: Path, name: str, embedding_ND: Tensor) -> list[str]:
     """Return the likeliest label of each embedding."""
-    label_set, encoder = labels.load(name), _encoder(encoder_folder)
-    texts_CM = label_set.texts()
-    flat = encoder.encode_texts([text for texts in texts_CM for text in texts]).numpy()
-    name_CD = labels.averaged(flat.reshape(len(texts_CM), len(label_set.templates), -1))
-    _, score_NC = labels.score(embedding_ND.numpy(), name_CD, logit_scale=encoder.logit_scale)
+    label_set, encoder = sets.load(name), _encoder(encoder_folder)
+    made = bank.in_words(label_set, bank.encoded(label_set, encoder), scale=encoder.logit_scale)
+    _, score_NC = scoring.whole(embedding_ND.numpy(), made)
     return [label_set.names[index] for index in score_NC.argmax(axis=1)]
 
 

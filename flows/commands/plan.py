@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 import click
 
-from clipcap import embedding, forecast, labels, layout, storage
+from clipcap import embedding, forecast, layout, storage
 from clipcap.forecast import Forecast, Step, Wanted
+from clipcap.labels import bank
 from clipcap.layout import Run, Shard
 from clipcap.stages import shard as stage
 from clipcap.stages.caption import choose
@@ -72,7 +73,7 @@ def _wanted(out: str, settings: NightlySettings) -> Iterator[Wanted]:
         name = choose(settings.caption, settings.embed).card.captioner_id
         url = layout.captions(out, _ANY, captioner_id=name)
         yield Wanted("caption", (name,), (layout.folder_of(url),), _CAPTION_BYTES)
-    names = tuple(labels.load(name).name for name in settings.label.label_sets)
+    names = tuple(bank.load(name).label_set.name for name in settings.label.label_sets)
     urls = [layout.labels(out, _ANY, label_set=name) for name in names]
     folders = tuple(layout.folder_of(url) for url in urls)
     yield Wanted("label", names, folders, _LABEL_BYTES * settings.label.top_k)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipcap import captioner, cards, labels, models
+from clipcap import captioner, cards, models
 from clipcap.bundled import evaluation, tiny_clip, words
 from clipcap.bundled.demo import write_pictures
 from clipcap.bundled.evaluation import Figures
 from clipcap.bundled.pool import Pool, reduced
 from clipcap.bundled.scenes import caption, draw, random_scene
 from clipcap.bundled.shapes import PLACES, THINGS
+from clipcap.labels import sets
 
 BUNDLED = models.BUNDLED_FOLDER
 ENCODER = BUNDLED / "encoder"
@@ -99,7 +100,7 @@ def test_the_bundled_label_sets_name_what_is_drawn() -> None:
         "scene_places": (list(PLACES), list(words.PLACE_TEMPLATES)),
     }
     for name, (names, templates) in wanted.items():
-        found = labels.load(name)
+        found = sets.load(name)
         assert (list(found.names), list(found.templates)) == (names, templates)
 
 

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from clipcap import labels, pixels
+from clipcap import pixels
 from clipcap.encoders import openclip
+from clipcap.labels import bank, scoring
+from clipcap.labels.sets import LabelSet
 from clipcap.preprocessing import Preprocess
 from tests.models import make_clip, make_tiny_clip, pictures, spread, tiny_config, write_weights
 
@@ -158,9 +160,9 @@ def test_zero_shot_scores_with_quick_gelu_equal_transformers(tmp_path: Path) -> 
 
 def compare_scores(encoder: openclip.Encoder, reference: CLIPModel) -> None:
     """Compare our softmax over classes with transformers', and see that it says something."""
-    name_CD = labels.averaged(encoder.encode_texts(CLASSES).numpy()[:, None])
-    scale = encoder.logit_scale
-    _, scored_BC = labels.score(embedded(encoder).numpy(), name_CD, logit_scale=scale)
+    label_set = LabelSet.model_validate({"names": CLASSES, "templates": ["{}"]})
+    made = bank.in_words(label_set, bank.encoded(label_set, encoder), scale=encoder.logit_scale)
+    _, scored_BC = scoring.whole(embedded(encoder).numpy(), made)
     ours_BC = torch.from_numpy(scored_BC)
     pixels_BCHW = torch.stack([encoder.preprocess(image) for image in images()])
     tokens_CT = open_clip.get_tokenizer(encoder.ref.model_spec)(CLASSES)
@@ -270,9 +272,8 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_averaged_templates_equal_open_clips_own_classifier(tmp_path: Path) -> None:
     """Unit vectors of all templates, averaged and made unit again: the same numbers."""
     encoder = openclip.load(openclip.Settings(model=str(make_tiny_clip(tmp_path)), device="cpu"))
-    label_set = labels.LabelSet(
-        names=("cat", "dog", "house"), templates=("a photo of a {}.", "a drawing of the {}.", "{}")
-    )
+    templates = ("a photo of a {}.", "a drawing of the {}.", "{}")
+    label_set = LabelSet.model_validate({"names": ["cat", "dog", "house"], "templates": templates})
     model = open_clip.create_model(encoder.ref.model_spec).eval()
     theirs_DC = open_clip.build_zero_shot_classifier(
         model,
@@ -281,7 +282,6 @@ def test_averaged_templates_equal_open_clips_own_classifier(tmp_path: Path) -> N
         templates=[lambda name, t=template: t.format(name) for template in label_set.templates],
         num_classes_per_batch=None,
     )
-    flat = encoder.encode_texts([text for texts in label_set.texts() for text in texts]).numpy()
-    ours_CD = torch.from_numpy(labels.averaged(flat.reshape(3, 3, -1)))
+    ours_CD = torch.from_numpy(bank.encoded(label_set, encoder))
     torch.testing.assert_close(ours_CD, theirs_DC.T, atol=TOLERANCE, rtol=0)
     assert ours_CD.std(dim=0).max() > 100 * TOLERANCE

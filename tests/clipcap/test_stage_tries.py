@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from clipcap import gate, labels, layout, manifest, storage, tables
+from clipcap import gate, layout, manifest, storage, tables
 from clipcap.cards import Choice
 from clipcap.embedding import Speed
 from clipcap.encoders import openclip
@@ -24,6 +24,7 @@ from clipcap.errors import (
     TooManyRejectsError,
     TransientStorageError,
 )
+from clipcap.labels import bank, sets
 from clipcap.layout import Run, Shard
 from clipcap.stages import caption, embed, label, publish, shard
 from clipcap.stages.caption import CaptionSpeed
@@ -159,9 +160,9 @@ def test_another_top_k_or_threshold_makes_other_labels(place: tuple[Path, Run], 
     embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
     counts = []
     for top_k, threshold in ((1, 1.0), (2, 1.0), (2, 0.0)):
-        outcome = label.label(
+        (outcome,) = label.label(
             target,
-            labels.load(tiny.label_set),
+            [bank.load(tiny.label_set)],
             run=run,
             settings=LabelSettings(top_k=top_k, threshold=threshold),
             encoder=tiny.encoder,
@@ -170,16 +171,18 @@ def test_another_top_k_or_threshold_makes_other_labels(place: tuple[Path, Run], 
     assert counts == [3, 6, 9]
 
 
-def test_other_names_in_a_label_set_make_other_labels(place: tuple[Path, Run], tiny: Tiny) -> None:
+def test_other_names_in_a_label_set_make_other_labels(
+    place: tuple[Path, Run], tiny: Tiny, tmp_path: Path
+) -> None:
     source, run = place
     target = sharded(source, run)
     embed.embed([target], run=run, settings=tiny.encoder, speed=Speed())
-    first = labels.load(tiny.label_set)
-    second = first.model_copy(update={"names": ("cup", "tree", "boat")})
-    for label_set in (first, second):
-        label.label(target, label_set, run=run, settings=LabelSettings(), encoder=tiny.encoder)
+    first, path = bank.load(tiny.label_set), tmp_path / "pets.json"
+    path.write_text('{"names": ["cup", "tree", "boat"]}')
+    for given in (first, bank.load(str(path))):
+        label.label(target, [given], run=run, settings=LabelSettings(), encoder=tiny.encoder)
         url = layout.labels(run.out, target, label_set="pets")
-        assert set(tables.read(url)["label"].to_pylist()) == set(label_set.names)
+        assert set(tables.read(url)["label"].to_pylist()) == set(given.label_set.names)
 
 
 def test_rejects_that_readers_were_told_of_stop_no_later_night(
@@ -229,10 +232,10 @@ def test_two_label_sets_of_one_name_are_refused(tmp_path: Path) -> None:
         path = tmp_path / folder / "pets.json"
         path.parent.mkdir()
         path.write_text(json.dumps({"names": [folder, "other"]}))
-    found = [labels.load(str(tmp_path / folder / "pets.json")) for folder in ("a", "b")]
-    labels.require_own_names(found[:1])
+    found = [sets.load(str(tmp_path / folder / "pets.json")) for folder in ("a", "b")]
+    sets.require_own_names(found[:1])
     with pytest.raises(SettingsError, match="2 are called pets"):
-        labels.require_own_names(found)
+        sets.require_own_names(found)
 
 
 def test_a_broken_model_empties_no_shard(place: tuple[Path, Run], tiny: Tiny) -> None:

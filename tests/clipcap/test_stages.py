@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipcap import embedding, gate, labels, layout, manifest, storage, tables
+from clipcap import embedding, gate, layout, manifest, storage, tables
 from clipcap.encoders import openclip
 from clipcap.errors import ClipcapError, SettingsError, TooManyRejectsError
+from clipcap.labels import bank, sets
 from clipcap.layout import Run
 from clipcap.outcomes import Night
 from clipcap.stages import caption, label, publish, shard
@@ -237,7 +238,7 @@ def test_text_embeddings_are_computed_once_for_all_shards(
         for target in manifest.shards(run.out):
             label.label(
                 target,
-                labels.load(tiny.label_set),
+                [bank.load(tiny.label_set)],
                 run=run,
                 settings=label.LabelSettings(label_sets=(tiny.label_set,)),
                 encoder=tiny.encoder,
@@ -266,7 +267,7 @@ def test_every_problem_of_a_label_file_is_said_at_once(tmp_path: Path) -> None:
         'names = ["dog",\n  "cat",\n  "Dog",\n  ""]\ntemplates = ["a photo"]\nhue = 3\n'
     )
     with pytest.raises(SettingsError) as caught:
-        labels.load(str(path))
+        sets.load(str(path))
     text = str(caught.value)
     assert "line 3: 'Dog' stands twice (also as 'dog')" in text
     assert "label 4 is empty" in text
@@ -277,7 +278,7 @@ def test_every_problem_of_a_label_file_is_said_at_once(tmp_path: Path) -> None:
 
 def test_an_unknown_label_set_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"Did you mean scene_places\?"):
-        labels.load("scene_place")
+        sets.load("scene_place")
 
 
 def test_a_failed_run_leaves_a_row_and_publishes_nothing(place: tuple[Path, Path]) -> None:

@@ -1,4 +1,4 @@
-"""A label set (TOML or JSON, bundled or at a URL) and embeddings in; a score for each name out."""
+"""The name, path or URL of a label set in words (TOML or JSON) in, the label set out."""
 
 from __future__ import annotations
 
@@ -7,36 +7,56 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Literal
 
-import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from clipcap import registry, storage
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.keys import path_name
 from clipcap.settings import Settings
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-FOLDER: Final = Path(__file__).parent / "labelsets"
+FOLDER: Final = Path(__file__).parent.parent / "labelsets"
 _EXAMPLE: Final = """A correct one is:
     names = ["cat", "dog"]
     templates = ["a photo of a {}."]"""
 
 
+class Label(Settings):
+    """One class. In a file, a plain text stands for a label of that name and nothing else."""
+
+    name: str
+    """What the tables say."""
+    synonyms: tuple[str, ...] = ()
+    """Further words for it; each takes part in the label's embedding as the name does."""
+    templates: tuple[str, ...] = ()
+    """Sentences of its own; empty: those of the label set."""
+    parent: str = ""
+    """Name of the label that it is a kind of; empty: it is a kind of nothing here."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Lowest score at which it is accepted; the label set's where it is not given."""
+
+
 class LabelSet(Settings):
     """What images are labelled with. A data file; every field but the notes changes the result."""
 
+    model_config = ConfigDict(
+        validate_by_alias=True, validate_by_name=True, serialize_by_alias=True
+    )
+
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,60}$")
     """Stands in paths and in the column `label_set`; the file's name where it is not given."""
-    names: tuple[str, ...]
-    """The labels, in the order of `label_index`."""
+    labels: tuple[Label, ...] = Field(alias="names", min_length=1)
+    """The labels, in the order of `label_index`; in a file they are called `names`."""
     templates: tuple[str, ...] = ("a photo of a {}.",)
     """Sentences with one `{}`; the unit text embeddings of all of them are averaged."""
     background: tuple[str, ...] = ()
     """Names of what is none of the labels: they take part in the softmax, but are no answer."""
+    multi_label: bool = False
+    """An image may have several labels, or none; else its labels exclude each other."""
+    scores: Literal["model", "softmax", "sigmoid"] = "model"
+    """How a score is made: `softmax` over the set, `sigmoid` of each label alone; `model`: the
+    sigmoid where labels do not exclude each other or the model was trained so, else softmax."""
     threshold: float | None = Field(default=None, ge=0, le=1)
     """Lowest score of an accepted label; the stage's own where it is not given."""
     source: str = ""
@@ -44,10 +64,28 @@ class LabelSet(Settings):
     licence: str = ""
     """Under which licence."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _from_texts(cls, given: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        if isinstance(given, list | tuple):
+            return [{"name": one} if isinstance(one, str) else one for one in given]
+        return given
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels' names, in order."""
+        return tuple(label.name for label in self.labels)
+
     def texts(self) -> list[list[str]]:
-        """Return the sentences of each name, those of the background last."""
-        names = (*self.names, *self.background)
-        return [[template.replace("{}", name) for template in self.templates] for name in names]
+        """Return the sentences of each label, then of each background name."""
+        words = [
+            ((one.name, *one.synonyms), one.templates or self.templates) for one in self.labels
+        ]
+        words += [((name,), self.templates) for name in self.background]
+        return [
+            [template.replace("{}", name) for name in names for template in templates]
+            for names, templates in words
+        ]
 
 
 def bundled() -> list[str]:
@@ -137,27 +175,3 @@ def _line(text: str, piece: str, *, last: bool = False) -> int:
     """Return the line where `piece` stands first (or last), 1 where it stands nowhere."""
     at = text.rfind(piece) if last else text.find(piece)
     return text.count("\n", 0, max(at, 0)) + 1
-
-
-def averaged(embedding_CMD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return one unit vector per name: the mean of its templates' unit vectors, made unit again.
-
-    As open_clip's zero-shot classifier does. C names, M templates, D numbers.
-    """
-    unit_CMD = embedding_CMD / np.linalg.norm(embedding_CMD, axis=2, keepdims=True)
-    mean_CD = unit_CMD.mean(axis=1)
-    unit: NDArray[np.float32] = mean_CD / np.linalg.norm(mean_CD, axis=1, keepdims=True)
-    return unit
-
-
-def score(
-    embedding_BD: NDArray[np.float32], name_CD: NDArray[np.float32], *, logit_scale: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return `similarity_BC` (cosines) and `score_BC` (softmax of `logit_scale` times cosine).
-
-    The same as `CLIPModel`'s `logits_per_image.softmax(-1)` for one template.
-    """
-    similarity_BC = embedding_BD @ name_CD.T
-    logit_BC = similarity_BC * np.float32(logit_scale)
-    power_BC = np.exp(logit_BC - logit_BC.max(axis=1, keepdims=True))
-    return similarity_BC, power_BC / power_BC.sum(axis=1, keepdims=True)
