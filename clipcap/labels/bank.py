@@ -19,7 +19,7 @@ from clipcap import embedding, layout, storage, tables
 from clipcap.commits import Commit
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import NotFoundError, SettingsError
-from clipcap.labels import scoring, sets
+from clipcap.labels import sets
 from clipcap.labels.sets import LabelSet
 from clipcap.settings import canonical_json, digest
 
@@ -241,7 +241,15 @@ def encoded(label_set: LabelSet, encoder: Encoder) -> Floats:
     texts_C = label_set.texts()
     flat = encoder.encode_texts([text for texts in texts_C for text in texts]).numpy()
     ends = np.cumsum([len(texts) for texts in texts_C])[:-1]
-    return np.stack([scoring.averaged(part_MD) for part_MD in np.split(flat, ends)])
+    return np.stack([_averaged(part_MD) for part_MD in np.split(flat, ends)])
+
+
+def _averaged(embedding_MD: Floats) -> Floats:
+    """Return the mean of M unit vectors, made unit again: as open_clip's zero-shot classifier."""
+    unit_MD = embedding_MD / np.linalg.norm(embedding_MD, axis=1, keepdims=True)
+    mean_D = unit_MD.mean(axis=0)
+    unit: Floats = mean_D / np.linalg.norm(mean_D)
+    return unit
 
 
 def _fitted(url: str) -> Given:

@@ -1,11 +1,20 @@
-"""Stored embeddings and a bank in; similarities and scores out."""
+"""Stored embeddings and a bank in; similarities, scores and the best labels of each image out.
+
+One matrix product per block of images, with the gains in the vectors; blocks are small enough to
+stay in the processor's cache while the softmax and the search for the best labels read them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from clipcap.labels.tree import ROOT, Tree
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -13,17 +22,27 @@ if TYPE_CHECKING:
     from clipcap.labels.bank import Bank
 
     Floats = NDArray[np.float32]
+    Flags = NDArray[np.bool_]
+
+_AT_ONCE: Final = 1 << 20  # images times labels of a block: 4 MB
+_ABOVE: Final = 4.0  # than any score
 
 
-def averaged(embedding_MD: Floats) -> Floats:
-    """Return one unit vector: the mean of the unit vectors of M texts, made unit again.
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best labels of some images: R rows, in the order of the images and of their ranks."""
 
-    As open_clip's zero-shot classifier does.
-    """
-    unit_MD = embedding_MD / np.linalg.norm(embedding_MD, axis=1, keepdims=True)
-    mean_D = unit_MD.mean(axis=0)
-    unit: Floats = mean_D / np.linalg.norm(mean_D)
-    return unit
+    image_R: NDArray[np.int64]
+    """Which image, from 0."""
+    index_R: NDArray[np.int64]
+    """Which label of the set."""
+    rank_R: NDArray[np.int64]
+    """From 1."""
+    score_R: Floats
+    similarity_R: Floats
+    margin_R: Floats
+    """How far the score is before that of the next label, or of the best background name."""
+    accepted_R: Flags
 
 
 def whole(embedding_BD: Floats, bank: Bank) -> tuple[Floats, Floats]:
@@ -31,75 +50,143 @@ def whole(embedding_BD: Floats, bank: Bank) -> tuple[Floats, Floats]:
 
     For a softmax the same as `CLIPModel`'s `logits_per_image.softmax(-1)`, for a sigmoid with a
     bias as `SiglipModel`'s. A sigmoid without a bias compares each label with the background alone.
+    Groups of a taxonomy have what their labels have together.
     """
-    similarity_BC = embedding_BD @ bank.vector_CD.T
-    return similarity_BC, scores(similarity_BC * bank.gain_C + bank.shift_C, bank)
-
-
-def scores(logit_BC: Floats, bank: Bank) -> Floats:
-    """Return the probabilities that logits stand for; they may be changed on the way."""
-    if bank.activation == "softmax":
-        power_BC = np.exp(logit_BC - logit_BC.max(axis=1, keepdims=True))
-        found: Floats = power_BC / power_BC.sum(axis=1, keepdims=True)
-        return found
-    if bank.activation == "contrast":
-        none_B: Floats = np.logaddexp.reduce(logit_BC[:, bank.count :], axis=1)
-        logit_BC = logit_BC - none_B[:, None]
-    score_BC: Floats = np.reciprocal(1 + np.exp(-logit_BC))
-    if bank.activation == "contrast":
-        score_BC[:, bank.count :] = 1 - score_BC[:, : bank.count].max(axis=1, keepdims=True)
-    return score_BC
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The best labels of some images, R rows in the order of the images and of their ranks."""
-
-    image_R: NDArray[np.int32]
-    """Which image, from 0."""
-    index_R: NDArray[np.int32]
-    """Which label of the set."""
-    rank_R: NDArray[np.int32]
-    """From 1."""
-    score_R: Floats
-    similarity_R: Floats
-    margin_R: Floats
-    """How far the score is before that of the next label, or of the best background name."""
-    accepted_R: NDArray[np.bool_]
+    scorer = Scorer(bank, top_k=1, threshold=0.0)
+    logit_BC = scorer.logits(torch.from_numpy(embedding_BD))
+    return scorer.similarities(logit_BC).numpy(), scorer.scores(logit_BC).numpy()
 
 
 class Scorer:
-    """Finds the labels of images that get a row: the best few, and all that are accepted."""
+    """Finds the labels of images that get a row: the best few, and all over their threshold."""
 
-    def __init__(self, bank: Bank, *, top_k: int, threshold: float) -> None:
+    def __init__(
+        self, bank: Bank, *, top_k: int, threshold: float, device: torch.device | str = "cpu"
+    ) -> None:
         """Take the threshold of labels that have none of their own."""
-        self.bank = bank
-        self._top_k = min(top_k, bank.count)
-        self._threshold_N = np.where(np.isnan(bank.threshold_N), threshold, bank.threshold_N)
+        self.bank, self.tree = bank, Tree(bank.label_set.labels)
+        self.top_k = min(top_k, len(self.tree.leaves))
+        self._device = torch.device(device)
+        self._gain_C, self._shift_C = self._moved(bank.gain_C), self._moved(bank.shift_C)
+        self._vector_DC = (self._moved(bank.vector_CD) * self._gain_C[:, None]).T.contiguous()
+        own_N = self._moved(bank.threshold_N)
+        self._threshold_N = torch.where(own_N.isnan(), threshold, own_N)
+        lowest = float(self._threshold_N.min())  # scores that add up to 1 cannot all be over it
+        self._may_be_more = bank.activation != "softmax" or (self.top_k + 1) * lowest <= 1
+
+    def _moved(self, numbers: Floats) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(numbers)).to(self._device)
 
     def best(self, embedding_BD: Floats) -> Best:
         """Return the rows of some images."""
-        bank, count = self.bank, self.bank.count
-        similarity_BC, score_BC = whole(embedding_BD, bank)
-        background_B = score_BC[:, count:].max(axis=1, initial=0.0)
-        score_BN = score_BC[:, :count]
-        order_BN = np.argsort(-score_BN, axis=1, kind="stable")
-        sorted_BN = np.take_along_axis(score_BN, order_BN, axis=1)
-        following_BN = np.concatenate([sorted_BN[:, 1:], background_B[:, None]], axis=1)
-        has_row_BN = sorted_BN >= self._threshold_N[order_BN]
-        holds_BN = has_row_BN & (sorted_BN > background_B[:, None])
-        if not bank.label_set.multi_label:
-            holds_BN[:, 1:] = False
-        has_row_BN[:, : self._top_k] = True
-        image_R, place_R = np.nonzero(has_row_BN)
-        index_R = order_BN[image_R, place_R]
-        score_R = sorted_BN[image_R, place_R]
-        return Best(
-            image_R=image_R.astype(np.int32),
-            index_R=index_R.astype(np.int32),
-            rank_R=(place_R + 1).astype(np.int32),
-            score_R=score_R,
-            similarity_R=similarity_BC[image_R, index_R],
-            margin_R=score_R - following_BN[image_R, place_R],
-            accepted_R=holds_BN[image_R, place_R],
+        find = self._flat if self.tree.is_flat else self._of_tree
+        size = max(1, _AT_ONCE // len(self.bank.vector_CD))
+        found = []
+        for n, part_BD in enumerate(torch.split(torch.from_numpy(embedding_BD), size)):
+            rows = find(self.logits(part_BD.to(self._device)))
+            found.append(replace(rows, image_R=rows.image_R + n * size))
+        return _joined(found)
+
+    def logits(self, embedding_BD: Tensor) -> Tensor:
+        """Return the logits of every image and label, the background's last."""
+        return torch.addmm(self._shift_C, embedding_BD, self._vector_DC)
+
+    def similarities(self, logit_BC: Tensor) -> Tensor:
+        """Return the cosines that logits were made from; groups have their best label's."""
+        similarity_BC = (logit_BC - self._shift_C) / self._gain_C
+        self.tree.add_up(similarity_BC, exclusive=False)
+        return similarity_BC
+
+    def scores(self, logit_BC: Tensor) -> Tensor:
+        """Return the probabilities that logits stand for."""
+        count, activation = self.bank.count, self.bank.activation
+        if activation == "softmax":
+            score_BC = logit_BC.softmax(dim=1)
+        elif activation == "sigmoid":
+            score_BC = logit_BC.sigmoid()
+        else:
+            none_B1 = logit_BC[:, count:].logsumexp(dim=1, keepdim=True)
+            score_BC = (logit_BC - none_B1).sigmoid()
+            score_BC[:, count:] = 1 - score_BC[:, :count].amax(dim=1, keepdim=True)
+        self.tree.add_up(score_BC, exclusive=activation == "softmax")
+        return score_BC
+
+    def _flat(self, logit_BC: Tensor) -> Best:
+        """Return the rows of a block where no label has a parent; nothing is sorted whole."""
+        count, score_BC = self.bank.count, self.scores(logit_BC)
+        background_B1 = _best_of(score_BC[:, count:])[:, None]
+        index_BK = self._candidates(logit_BC[:, :count], score_BC[:, :count])
+        score_BK = score_BC.gather(1, index_BK)
+        after_BK = torch.cat([score_BK[:, 1:], background_B1], dim=1)
+        has_row_BK = score_BK >= self._threshold_N[index_BK]
+        holds_BK = has_row_BK & (score_BK > background_B1)
+        if not self.bank.label_set.multi_label:
+            holds_BK[:, 1:] = False
+        has_row_BK[:, : self.top_k] = True
+        if index_BK.shape[1] < count:
+            has_row_BK[:, -1] = False  # was looked for as what comes after the others
+        logit_BK = logit_BC.gather(1, index_BK)
+        similarity_BK = (logit_BK - self._shift_C[index_BK]) / self._gain_C[index_BK]
+        return _rows(has_row_BK, index_BK, (score_BK, similarity_BK, score_BK - after_BK, holds_BK))
+
+    def _candidates(self, logit_BN: Tensor, score_BN: Tensor) -> Tensor:
+        """Return the places of the best labels, sorted: all that get a row, and the next one."""
+        count = self.bank.count
+        size = min(self.top_k + 1, count)
+        index_BK = logit_BN.topk(size, dim=1).indices
+        if not self._may_be_more:
+            return index_BK
+        over_B = (score_BN >= self._threshold_N).sum(dim=1)
+        while size < count:
+            sure_BK = index_BK[:, :-1]
+            over_BK = score_BN.gather(1, sure_BK) >= self._threshold_N[sure_BK]
+            if torch.equal(over_BK.sum(dim=1), over_B):
+                break
+            size = min(4 * size, count)
+            index_BK = logit_BN.topk(size, dim=1).indices
+        return index_BK
+
+    def _of_tree(self, logit_BC: Tensor) -> Best:
+        """Return the rows of a block of a taxonomy: the answer, the best labels, what they are."""
+        count, tree, score_BC = self.bank.count, self.tree, self.scores(logit_BC)
+        score_BN, background_B = score_BC[:, :count], _best_of(score_BC[:, count:])
+        over_BN = score_BN >= self._threshold_N
+        holds_BN = over_BN & (score_BN > background_B[:, None])
+        leaf_BN = torch.full_like(score_BN, -1.0)
+        leaf_BN[:, tree.leaves] = score_BN[:, tree.leaves]
+        has_row_BN = over_BN | (leaf_BN >= leaf_BN.topk(self.top_k, dim=1).values[:, -1:])
+        order_BN = score_BN.clone()
+        if not self.bank.label_set.multi_label:
+            answer_B = tree.answers(score_BN, self._threshold_N, background_B)
+            first_B1 = torch.where(answer_B == ROOT, leaf_BN.argmax(dim=1), answer_B)[:, None]
+            has_row_BN.scatter_(1, first_B1, value=True)
+            order_BN.scatter_(1, first_B1, _ABOVE)
+            holds_BN = torch.zeros_like(holds_BN).scatter_(1, first_B1, (answer_B != ROOT)[:, None])
+        index_BN = (order_BN - _ABOVE * ~has_row_BN).argsort(dim=1, descending=True, stable=True)
+        columns = (
+            score_BN,
+            self.similarities(logit_BC)[:, :count],
+            tree.leads(score_BN, background_B),
         )
+        numbers = tuple(one.gather(1, index_BN) for one in (*columns, holds_BN))
+        return _rows(has_row_BN.gather(1, index_BN), index_BN, numbers)
+
+
+def _best_of(background_BG: Tensor) -> Tensor:
+    """Return the best score of the background of each image, 0 where there is no background."""
+    if background_BG.shape[1] == 0:
+        return background_BG.new_zeros(len(background_BG))
+    return background_BG.amax(dim=1)
+
+
+def _rows(has_row_BK: Tensor, index_BK: Tensor, numbers: tuple[Tensor, ...]) -> Best:
+    """Return the rows that there shall be; the labels of each image are in the order of ranks."""
+    image_R, place_R = has_row_BK.nonzero(as_tuple=True)
+    chosen = (index_BK, *numbers)
+    columns = [one[image_R, place_R].numpy(force=True) for one in chosen]
+    return Best(image_R.numpy(force=True), columns[0], place_R.numpy(force=True) + 1, *columns[1:])
+
+
+def _joined(found: Sequence[Best]) -> Best:
+    columns = [[getattr(one, field.name) for one in found] for field in fields(Best)]
+    return Best(*map(np.concatenate, columns))

@@ -40,6 +40,8 @@ class LabelSettings(Settings):
     """Rows of the best labels of each image; labels over the threshold get one in any case."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Lowest score of an accepted label, where the label set has no threshold of its own."""
+    device: str = Field(default="cpu", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where scores are computed: `auto` takes a GPU if there is one. Changes only the speed."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def label(
 
 def _label(shard: Shard, given: Given, work: _Work) -> Outcome:
     started, settings, source = time.time(), work.settings, work.source
-    identity = [source.recipe, given.sha256, settings.top_k, settings.threshold]
+    own = given.label_set.threshold
+    threshold = settings.threshold if own is None else own
+    identity = [source.recipe, given.sha256, settings.top_k, threshold]
     recipe = digest(["label", VERSION, layout.CONTRACT, *identity])
     wanted = Fingerprint(recipe, source.metadata["members"])
     url = layout.labels(work.run.out, shard, label_set=given.label_set.name)
@@ -92,13 +96,14 @@ def _label(shard: Shard, given: Given, work: _Work) -> Outcome:
         return _outcome(shard, "unchanged", found.done, started)
     kept = rows.live_rows(found.rows, work.live)
     todo = rows.missing(work.live, kept)
-    table = rows.joined(kept, _rows(todo, given, work))
+    made = _rows(todo, given, work)
+    table = made if kept is None else rows.joined(kept, made)
     metadata = {
         "members": wanted.members,
         "label_set": canonical_json(given.label_set.model_dump(mode="json")),
         "label_set_sha256": given.sha256,
         "temperature": repr(1 / float(source.metadata["logit_scale"])),
-        "threshold": repr(settings.threshold),
+        "threshold": repr(threshold),
         "fit": given.fitted.fit if given.fitted else "",
         "model_id": work.ref.model_id,
     }
@@ -130,10 +135,17 @@ def _rows(todo: pa.Table, given: Given, work: _Work) -> pa.Table:
     schema = tables.SCHEMAS["labels"]
     if todo.num_rows == 0:
         return schema.empty_table()
-    from clipcap.labels import scoring
+    from clipcap.encoders.openclip import choose_device
+    from clipcap.labels.scoring import Scorer
 
+    settings = work.settings
     asked = bank.of(given, work.source, out=work.run.out, encoder=work.encoder)
-    scorer = scoring.Scorer(asked, top_k=work.settings.top_k, threshold=work.settings.threshold)
+    scorer = Scorer(
+        asked,
+        top_k=settings.top_k,
+        threshold=settings.threshold,
+        device=choose_device(settings.device),
+    )
     made = []
     for at in range(0, todo.num_rows, _ROWS):
         part = todo.slice(at, _ROWS)
@@ -153,11 +165,12 @@ def _table(part: pa.Table, best: Best, given: Given, work: _Work) -> pa.Table:
         "label_set_sha256": given.sha256,
         "created_at": datetime.now(UTC),
         "run_id": work.run.run_id,
-        "extra_json": None,
     }
+    index_R = pa.array(best.index_R)
     columns |= {
-        "label": pa.array(given.label_set.names).take(pa.array(best.index_R)),
-        "label_index": pa.array(best.index_R),
+        "label": pa.array(given.label_set.names).take(index_R),
+        "extra_json": _parents(given).take(index_R),
+        "label_index": index_R,
         "rank": pa.array(best.rank_R),
         "score": pa.array(best.score_R),
         "similarity": pa.array(best.similarity_R),
@@ -171,3 +184,15 @@ def _table(part: pa.Table, best: Best, given: Given, work: _Work) -> pa.Table:
         for one in schema
     ]  # fmt: skip
     return pa.Table.from_arrays(made, schema=schema)
+
+
+def _parents(given: Given) -> pa.Array:
+    """Return of each label what its rows say of its place in the taxonomy."""
+    from clipcap.labels.tree import Tree
+
+    labels = given.label_set.labels
+    tree = Tree(labels)
+    paths = [[labels[n].name for n in tree.path(place)[1:]] for place in range(len(labels))]
+    return pa.array(
+        [canonical_json({"parents": path}) if path else None for path in paths], pa.string()
+    )
