@@ -121,8 +121,11 @@ def main() -> None:
     bare = spent["product"] + spent["write"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print({name: round(seconds, 2) for name, seconds in spent.items()}, f"{rows:,} rows")
-    print(f"stage / (product + write): {spent['stage'] / bare:.2f}; peak memory {peak:.2f} GB")
-    print(f"without reading: {(spent['stage'] - spent['read']) / bare:.2f}")
+    computed = spent["stage"] - spent["read"]
+    print(f"stage without reading / (product + write): {computed / bare:.2f}")
+    print(f"stage / (product + write): {spent['stage'] / bare:.2f}")
+    print(f"stage / (read + product + write): {spent['stage'] / (bare + spent['read']):.2f}")
+    print(f"peak memory {peak:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stored embeddings and a bank in; similarities, scores and the best labels of each image out.
 
-One matrix product per block of images, with the gains in the vectors; blocks are small enough to
-stay in the processor's cache while the softmax and the search for the best labels read them.
+One matrix product per block of images, with the gains in the vectors; a block's logits are read by
+the softmax and the search for the best labels while they are near the processor.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ class Scorer:
         self._threshold_N = torch.where(own_N.isnan(), threshold, own_N)
         lowest = float(self._threshold_N.min())  # scores that add up to 1 cannot all be over it
         self._may_be_more = bank.activation != "softmax" or (self.top_k + 1) * lowest <= 1
+        size = max(1, _AT_ONCE // len(bank.vector_CD))
+        room = (2, size, len(bank.vector_CD))  # allocated anew it would cost as much as a softmax
+        self._logit_BC, self._score_BC = torch.empty(room, device=self._device)
 
     def _moved(self, numbers: Floats) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(numbers)).to(self._device)
@@ -80,16 +83,15 @@ class Scorer:
     def best(self, embedding_BD: Floats) -> Best:
         """Return the rows of some images."""
         find = self._flat if self.tree.is_flat else self._of_tree
-        size = max(1, _AT_ONCE // len(self.bank.vector_CD))
-        found = []
+        size, found = len(self._logit_BC), []
         for n, part_BD in enumerate(torch.split(torch.from_numpy(embedding_BD), size)):
-            rows = find(self.logits(part_BD.to(self._device)))
+            rows = find(self.logits(part_BD.to(self._device), self._logit_BC[: len(part_BD)]))
             found.append(replace(rows, image_R=rows.image_R + n * size))
         return _joined(found)
 
-    def logits(self, embedding_BD: Tensor) -> Tensor:
+    def logits(self, embedding_BD: Tensor, out_BC: Tensor | None = None) -> Tensor:
         """Return the logits of every image and label, the background's last."""
-        return torch.addmm(self._shift_C, embedding_BD, self._vector_DC)
+        return torch.addmm(self._shift_C, embedding_BD, self._vector_DC, out=out_BC)
 
     def similarities(self, logit_BC: Tensor) -> Tensor:
         """Return the cosines that logits were made from; groups have their best label's."""
@@ -97,11 +99,11 @@ class Scorer:
         self.tree.add_up(similarity_BC, exclusive=False)
         return similarity_BC
 
-    def scores(self, logit_BC: Tensor) -> Tensor:
+    def scores(self, logit_BC: Tensor, out_BC: Tensor | None = None) -> Tensor:
         """Return the probabilities that logits stand for."""
         count, activation = self.bank.count, self.bank.activation
         if activation == "softmax":
-            score_BC = logit_BC.softmax(dim=1)
+            score_BC = torch.softmax(logit_BC, dim=1, out=out_BC)
         elif activation == "sigmoid":
             score_BC = logit_BC.sigmoid()
         else:
@@ -113,7 +115,8 @@ class Scorer:
 
     def _flat(self, logit_BC: Tensor) -> Best:
         """Return the rows of a block where no label has a parent; nothing is sorted whole."""
-        count, score_BC = self.bank.count, self.scores(logit_BC)
+        count = self.bank.count
+        score_BC = self.scores(logit_BC, self._score_BC[: len(logit_BC)])
         background_B1 = _best_of(score_BC[:, count:])[:, None]
         index_BK = self._candidates(logit_BC[:, :count], score_BC[:, :count])
         score_BK = score_BC.gather(1, index_BK)

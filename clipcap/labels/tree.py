@@ -23,18 +23,17 @@ class Tree:
 
     def __init__(self, labels: Sequence[Label]) -> None:
         """Take labels whose parents are among them and make no circle."""
-        place = {label.name: n for n, label in enumerate(labels)}
-        self.parent_N = [place[label.parent] if label.parent else ROOT for label in labels]
-        self.children: dict[int, list[int]] = {}
+        self.is_flat = not any(label.parent for label in labels)
+        self.parent_N = [ROOT] * len(labels)
+        if not self.is_flat:
+            place = {label.name: n for n, label in enumerate(labels)}
+            self.parent_N = [place.get(label.parent, ROOT) for label in labels]
+        self.children: dict[int, list[int]] = {ROOT: []}
         for n, parent in enumerate(self.parent_N):
             self.children.setdefault(parent, []).append(n)
         self.leaves = [n for n in range(len(labels)) if n not in self.children]
-        self._upwards = sorted(self.children, key=self._depth, reverse=True)[:-1]  # no ROOT
-
-    @property
-    def is_flat(self) -> bool:
-        """No label has a parent."""
-        return not self._upwards
+        groups = [group for group in self.children if group != ROOT]
+        self._upwards = sorted(groups, key=lambda group: len(self.path(group)), reverse=True)
 
     def path(self, n: int) -> list[int]:
         """Return a label and what it is a kind of, the most general last."""
@@ -43,9 +42,6 @@ class Tree:
             found.append(n)
             n = self.parent_N[n]
         return found
-
-    def _depth(self, n: int) -> int:
-        return len(self.path(n))
 
     def add_up(self, score_BN: Tensor, *, exclusive: bool) -> None:
         """Write the scores of groups in place: the sum of their children's, or the best."""

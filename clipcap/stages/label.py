@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 VERSION: Final = 2
 """Raised by hand when the meaning of a label row changes."""
 _ROWS: Final = 65_536  # images whose rows are made at a time
+_READ: Final = ["image_id", "key", "content_sha256", "embedding"]
 
 
 class LabelSettings(Settings):
@@ -57,7 +58,7 @@ class _Work:
     @cached_property
     def live(self) -> pa.Table:
         """The embeddings of the shard."""
-        return tables.read(self.source.url)
+        return tables.read(self.source.url, _READ)
 
 
 def label(
@@ -158,11 +159,12 @@ def _table(part: pa.Table, best: Best, given: Given, work: _Work) -> pa.Table:
     image_R, count = pa.array(best.image_R), len(best.image_R)
     columns = {
         name: part[name].combine_chunks().take(image_R)
-        for name in ("image_id", "key", "content_sha256", "model_id")
+        for name in ("image_id", "key", "content_sha256")
     }
     same = {
         "label_set": given.label_set.name,
         "label_set_sha256": given.sha256,
+        "model_id": work.ref.model_id,
         "created_at": datetime.now(UTC),
         "run_id": work.run.run_id,
     }
