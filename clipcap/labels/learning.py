@@ -27,8 +27,9 @@ Method = Literal["probe", "prototypes"]
 FOLDS: Final = 5
 _STRENGTHS: Final = (0.1, 1.0, 10.0, 100.0, 1_000.0)
 """Of the probe's C, on embeddings times sqrt(D); the best on images left out is taken."""
-_SCALES: Final = np.geomspace(1.0, 300.0, 60)
-_PROBE_SCALES: Final = np.geomspace(0.05, 5.0, 60)
+_STEPS: Final = np.geomspace(0.03, 30.0, 61)
+"""Of the usual scale, that are tried; a few images move it less far than many."""
+_USUAL: Final = 30.0  # times the cosine of two images
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Learnt:
     strength: float | None
     """Of the probe: the inverse of the regularisation."""
     accuracy: float
-    """Share of images left out whose best label is right (of several labels: mean of labels)."""
+    """Share of images left out whose best label is right (of several labels: mean of labels).
+    NaN where a label has one image, which cannot be left out."""
     loss: float
     """Of images left out, in nats."""
 
@@ -108,22 +110,21 @@ def _prototypes(examples: Examples) -> Learnt:
     # Without image n the total is total - x: its dot product and its length follow from these.
     out_NC = np.where(has_NC, dot_NC - 1, dot_NC)
     length_NC = np.sqrt(np.maximum(np.where(has_NC, squared_C - 2 * dot_NC + 1, squared_C), 1e-12))
-    cosine_NC = np.where(has_NC & (count_C == 1), np.nan, out_NC / length_NC)
-    judged_N = ~np.isnan(cosine_NC).any(axis=1)  # the only image of a label cannot judge it
-    if judged_N.any():
-        cosine_NC, has_NC = cosine_NC[judged_N], has_NC[judged_N]
-    else:
-        cosine_NC = dot_NC / np.sqrt(squared_C)
-    shift, exclusive = (_no_shifts if examples.exclusive else _shifts), examples.exclusive
-    scale, shift_C, loss = _scaled(cosine_NC, has_NC, _SCALES, shift, exclusive=exclusive)
-    logit_NC = cosine_NC * scale + shift_C
+    cosine_NC, exclusive = out_NC / length_NC, examples.exclusive
+    shift = _no_shifts if exclusive else _shifts
+    if count_C.min() > 1:
+        scale, shift_C, loss = _scaled(cosine_NC, has_NC, _USUAL, shift, exclusive=exclusive)
+        accuracy = _accuracy(cosine_NC * scale + shift_C, has_NC, exclusive=exclusive)
+    else:  # nothing can be left out
+        scale, accuracy, loss = _USUAL, np.nan, np.nan
+        shift_C = shift(dot_NC / np.sqrt(squared_C) * scale, has_NC)
     return Learnt(
         method="prototypes",
         vector_CD=(total_CD / np.sqrt(squared_C)[:, None]).astype(np.float32),
         gain_C=np.full(len(count_C), scale, np.float32),
         shift_C=shift_C.astype(np.float32),
         strength=None,
-        accuracy=_accuracy(logit_NC, has_NC, exclusive=examples.exclusive),
+        accuracy=accuracy,
         loss=loss,
     )
 
@@ -132,19 +133,16 @@ def _probe(examples: Examples, seed: int) -> Learnt:
     """Return logistic regression of the strength that does best on images left out."""
     has_NC, exclusive = examples.has_NC, examples.exclusive
     fold_N = _folds(has_NC, seed)
-    best: tuple[float, float, float, Numbers] | None = None
+    tried = []
     for strength in _STRENGTHS:
         logit_NC = np.full(has_NC.shape, np.nan)
         for fold in np.unique(fold_N):
             out_N = fold_N == fold
             weight_CD, bias_C = _regressed(examples, ~out_N, strength)
             logit_NC[out_N] = examples.embedding_ND[out_N] @ weight_CD.T + bias_C
-        scale, _, loss = _scaled(logit_NC, has_NC, _PROBE_SCALES, _no_shifts, exclusive=exclusive)
-        if best is None or loss < best[0]:
-            best = (loss, strength, scale, logit_NC)
-    if best is None:
-        raise SettingsError("There must be a strength to try, but there is none.")
-    loss, strength, scale, logit_NC = best
+        scale, _, loss = _scaled(logit_NC, has_NC, 1.0, _no_shifts, exclusive=exclusive)
+        tried.append((loss, strength, scale, logit_NC))
+    loss, strength, scale, logit_NC = min(tried, key=lambda one: one[0])
     weight_CD, bias_C = _regressed(examples, np.ones(len(has_NC), dtype=bool), strength)
     length_C = np.maximum(np.linalg.norm(weight_CD, axis=1), 1e-12)
     return Learnt(
@@ -198,22 +196,24 @@ def _folds(has_NC: Flags, seed: int) -> NDArray[np.intp]:
 def _scaled(
     score_NC: Numbers,
     has_NC: Flags,
-    scales: Numbers,
+    usual: float,
     shift: Callable[[Numbers, Flags], Numbers],
     *,
     exclusive: bool = True,
 ) -> tuple[float, Numbers, float]:
-    """Return the scale and the shifts with the least loss, and that loss."""
-    best: tuple[float, Numbers, float] | None = None
-    for scale in scales:
-        logit_NC = score_NC * scale
+    """Return the most probable scale and its shifts, and the loss with them.
+
+    Before any image is seen the scale is within a factor e of the usual one by two to one.
+    """
+    tried = []
+    for step in _STEPS:
+        logit_NC = score_NC * usual * step
         shift_C = shift(logit_NC, has_NC)
         loss = _loss(logit_NC + shift_C, has_NC, exclusive=exclusive)
-        if best is None or loss < best[2]:
-            best = (float(scale), shift_C, loss)
-    if best is None:
-        raise SettingsError("There must be a scale to try, but there is none.")
-    return best
+        unlikely = loss * len(has_NC) + np.log(step) ** 2 / 2
+        tried.append((float(unlikely), float(usual * step), shift_C, loss))
+    _, scale, shift_C, loss = min(tried, key=lambda one: one[0])
+    return scale, shift_C, loss
 
 
 def _no_shifts(logit_NC: Numbers, _has_NC: Flags) -> Numbers:

@@ -76,6 +76,7 @@ def test_an_image_is_judged_by_prototypes_it_is_no_part_of() -> None:
 def test_one_image_of_each_label_is_enough_for_prototypes() -> None:
     found = learning.learn(examples(1), "auto", seed=0)
     assert found.method == "prototypes"
+    assert np.isnan(found.accuracy)
     with pytest.raises(SettingsError, match="must have 2 images of each label"):
         learning.learn(examples(1), "probe", seed=0)
 
