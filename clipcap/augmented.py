@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
+from clipcap import patches
 from clipcap.preprocessing import Preprocess
 
 _AREA: Final = (0.5, 1.0)  # of the whole picture
@@ -23,8 +24,10 @@ _FLIP: Final = v2.RandomHorizontalFlip()
 
 def view(levels_HWC: NDArray[np.uint8], wanted: Preprocess, seed: str) -> NDArray[np.uint8]:
     """Return a view of a picture that is upright, as large as the model wants it: [H, W, 3]."""
+    in_patches = wanted.resize_mode == "patches"
+    whole = wanted.resized(levels_HWC.shape[0], levels_HWC.shape[1])
     crop = v2.RandomResizedCrop(
-        (wanted.height, wanted.width),
+        whole if in_patches else (wanted.height, wanted.width),
         scale=_AREA,
         interpolation=v2.InterpolationMode[wanted.interpolation.upper()],
         antialias=True,
@@ -34,4 +37,5 @@ def view(levels_HWC: NDArray[np.uint8], wanted: Preprocess, seed: str) -> NDArra
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
         made_CHW = _LIGHT(_FLIP(crop(picture_CHW)))
-    return np.ascontiguousarray(made_CHW.permute(1, 2, 0).numpy())
+    made_HWC = np.ascontiguousarray(made_CHW.permute(1, 2, 0).numpy())
+    return patches.strip(made_HWC, wanted) if in_patches else made_HWC

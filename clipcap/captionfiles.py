@@ -1,10 +1,9 @@
 """A file of captions and the images of an output in, the captions of each image out, by its name.
 
 Read are COCO's JSON (also Karpathy's), Flickr8k.token.txt, Flickr30k's results, Conceptual
-Captions' TSV without a header, and Parquet, CSV, TSV or JSON with a column that names the image and
-one with a caption or a list of them; the original ClipCap's pickles; and WebDataset tars with text,
-read tar by tar. An image is known by its `image_id`, its key, its address or, where only one image
-of the output has it, its file name. Nothing is joined by position.
+Captions' TSV, and Parquet, CSV, TSV, JSON or JSON lines with a column that names the image and one
+with a caption or a list of them; the original's pickles; and WebDataset tars with text. An image is
+known by `image_id`, key, address or, where it is of one image, file name; never by position.
 """
 
 from __future__ import annotations
@@ -36,8 +35,12 @@ NAMES: Final = (
 _TEXTS: Final = ("caption", "captions", "reference_captions", "text", "comment", "sentence", "raw")
 _DELIMITERS: Final = "\t|,;"
 _FLICKR: Final = re.compile(r"(.+)#\d+\t(.*)")  # 1000268201_693b08cb0e.jpg#0	A child ...
+KINDS: Final = "category"
+"""A column of labels; who asks for it means COCO's objects, not its captions."""
 PICKLE: Final = b"\x80"
 """How a pickle begins."""
+MALFORMED: Final = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, csv.Error)
+"""What is raised of a file that is of none of the forms."""
 
 Told = Iterable[tuple[str | Sequence[str], object]]
 """The name of an image, or several, best first, with a caption or a list of them."""
@@ -155,36 +158,62 @@ def _of_pickle(url: str) -> Told:
     return list(found.items())
 
 
+def parsed(data: bytes, texts: Sequence[str]) -> Told:
+    """Yield the cells of a file with the names of their images.
+
+    Args:
+        data: the file: Parquet, CSV, TSV, JSON, JSON lines, or a known form of captions.
+        texts: columns that hold what is told of an image, best first, in small letters.
+
+    Raises:
+        MALFORMED: it is none of them, not UTF-8, or has no such columns.
+    """
+    if data.startswith(b"PAR1"):
+        return _parquet(data, texts)
+    text = data.decode("utf-8-sig")
+    if text.lstrip()[:1] not in ("{", "["):
+        return _of_text(text, texts)
+    return _of_json(_loaded(text), texts)
+
+
 def _of_file(url: str) -> Told:
     data = storage.read(url)
     try:
-        if data.startswith(b"PAR1"):
-            return _parquet(data)
-        text = data.decode("utf-8-sig")
-        return _of_json(json.loads(text)) if text.lstrip()[:1] in ("{", "[") else _of_text(text)
+        return parsed(data, _TEXTS)
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"The captions in {url} must be UTF-8, but byte {error.start} is none. If they are "
             f"Latin-1: `iconv -f latin1 -t utf-8 {url.rpartition('/')[2]}`."
         ) from error
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+    except MALFORMED as error:
         raise SettingsError(
             f"The captions in {url} must be COCO's JSON, Flickr's or Conceptual Captions' text, or "
             f"a table with a column that names the image and one of captions, but: {error}."
         ) from error
 
 
-def _parquet(data: bytes) -> Told:
+def _loaded(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    try:
+        return json.loads(text)
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or not lines[0].rstrip().endswith("}"):
+            raise
+        return [json.loads(line) for line in lines]
+
+
+def _parquet(data: bytes, texts: Sequence[str]) -> Told:
     file = pq.ParquetFile(pa.BufferReader(data))
-    return _table(file.schema_arrow.names, lambda name: file.read([name]).column(0).to_pylist())
+    names = file.schema_arrow.names
+    return _table(names, lambda name: file.read([name]).column(0).to_pylist(), texts)
 
 
-def _table(columns: Sequence[str], cells: Callable[[str], list[Any]]) -> Told:
-    """Pair the cells of the first known column of names with those of captions."""
+def _table(columns: Sequence[str], cells: Callable[[str], list[Any]], told: Sequence[str]) -> Told:
+    """Pair the cells of the first known column of names with those of what is told."""
     by_lower = {column.strip().lower(): column for column in reversed(columns)}
     found = [
         next((by_lower[name] for name in usual if name in by_lower), None)
-        for usual in (NAMES, _TEXTS)
+        for usual in (NAMES, told)
     ]
     if found[0] is None or found[1] is None:
         raise ValueError(f"the columns are {', '.join(column[:80] for column in columns[:20])}")
@@ -192,9 +221,9 @@ def _table(columns: Sequence[str], cells: Callable[[str], list[Any]]) -> Told:
     return [(str(name).strip(), text) for name, text in zip(names, texts, strict=True)]
 
 
-def _of_json(value: Any) -> Told:  # noqa: ANN401 - any JSON value
+def _of_json(value: Any, told: Sequence[str]) -> Told:  # noqa: ANN401 - any JSON value
     if isinstance(value, dict) and isinstance(value.get("annotations"), list):
-        return list(_coco(value))
+        return list(_objects(value) if KINDS in told else _coco(value))
     if isinstance(value, dict) and isinstance(value.get("images"), list):
         return [
             (str(image["filename"]), [sentence["raw"] for sentence in image["sentences"]])
@@ -202,7 +231,7 @@ def _of_json(value: Any) -> Told:  # noqa: ANN401 - any JSON value
         ]
     if isinstance(value, list):
         columns = list(dict.fromkeys(name for row in value for name in row))
-        return _table(columns, lambda name: [row.get(name) for row in value])
+        return _table(columns, lambda name: [row.get(name) for row in value], told)
     if value and all(isinstance(texts, str | list) for texts in value.values()):
         return list(value.items())
     raise ValueError(f"an object of {', '.join(map(repr, list(value)[:8])) or 'nothing'}")
@@ -215,7 +244,16 @@ def _coco(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield names.get(image, str(image)), annotation["caption"]
 
 
-def _of_text(text: str) -> Told:
+def _objects(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield the kinds of objects on images, and nothing of images without any."""
+    names = {image["id"]: str(image["file_name"]) for image in value["images"]}
+    kinds = {kind["id"]: kind["name"] for kind in value["categories"]}
+    yield from ((name, "") for name in names.values())
+    for annotation in value["annotations"]:
+        yield names[annotation["image_id"]], kinds[annotation["category_id"]]
+
+
+def _of_text(text: str, told: Sequence[str]) -> Told:
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     first = lines[0] if lines else ""
     if _FLICKR.fullmatch(first):
@@ -237,13 +275,13 @@ def _of_text(text: str) -> Told:
         at = names.index(name)
         return [row[at] if at < len(row) else None for row in body]
 
-    return _table(names, column)
+    return _table(names, column, told)
 
 
 def is_known(line: str) -> bool:
     """Tell whether a text that begins with this line names images beside captions."""
     try:
-        _of_text(line)
+        _of_text(line, _TEXTS)
     except (ValueError, LookupError, csv.Error):
         return False
     return True

@@ -62,7 +62,7 @@ class ByClip:
 
     def __init__(self, encoder: Encoder, scale: float) -> None:
         """Take an encoder and its logit scale."""
-        self._encoder, self._scale = encoder, scale
+        self._encoder, self.scale = encoder, scale
         self._kept: tuple[Sequence[str], NDArray[np.float32]] | None = None
 
     def cosines(self, images: Images, texts: Sequence[Sequence[str]]) -> list[Floats]:
@@ -83,7 +83,7 @@ class ByClip:
 
     def log_p(self, cosine_C: Floats) -> Floats:
         """Return the logarithm of each candidate's probability."""
-        return _log_softmax(self._scale * cosine_C)
+        return _log_softmax(self.scale * cosine_C)
 
     def _encoded(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return _unit(self._encoder.encode_texts(list(texts)).numpy())

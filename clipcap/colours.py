@@ -50,6 +50,16 @@ def managed(image: Image.Image) -> Image.Image:
     return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, _WHITE), alpha)
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """Return a picture in RGB as transformers sees it: what is transparent lies on white."""
+    if not is_transparent(image):
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*_WHITE, 255)), image).convert(
+        "RGB"
+    )
+
+
 def _shallow(image: Image.Image) -> Image.Image:
     """Return 16 bits, or numbers of any range, as 8: the whole scale of 16 bits, or of 0 to 1."""
     levels = np.nan_to_num(np.asarray(image).astype(np.float64))

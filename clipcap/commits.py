@@ -19,7 +19,7 @@ import pyarrow as pa
 
 import clipcap
 from clipcap import storage, tables
-from clipcap.errors import NotFoundError
+from clipcap.errors import NotFoundError, SettingsError
 from clipcap.settings import digest
 
 PRODUCER: Final = f"clipcap {clipcap.__version__}"
@@ -60,6 +60,25 @@ def find(url: str) -> Commit | None:
     except NotFoundError:
         return None
     return Commit(url, rows, metadata.get("fingerprint", ""), metadata.get("recipe", ""), metadata)
+
+
+def made_from(out: str, folder: str, name: str) -> list[str]:
+    """Return the URLs of the tables in a folder of the caller's, all of them made from an output.
+
+    `name` is what the footers of such tables have the output's URL as: `choices_of`.
+
+    Raises:
+        SettingsError: there is something else.
+    """
+    found = [one.url for one in storage.listed(folder) if one.url.endswith(".parquet")]
+    for url in found:
+        there = find(url)
+        if there is not None and there.metadata.get(name) != out:
+            raise SettingsError(
+                f"The {name.removesuffix('_of')} for {out} must have a folder of their own, but "
+                f"{url} is something else. Name another folder."
+            )
+    return found
 
 
 def publish(

@@ -15,11 +15,12 @@ import pyarrow as pa
 from clipcap import embedding, tables, tuning, workers
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import ClipcapError, ImageError, StorageError
-from clipcap.feed import PIXELS, Batch, Feed, Part, Waits
+from clipcap.feed import PIXELS, WINDOW, Batch, Feed, Part, Waits
 from clipcap.intake import Refused
 from clipcap.planning import Todo
 from clipcap.preprocessing import Preprocess
 from clipcap.sample import Bytes, Sample
+from clipcap.windows import Grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +73,15 @@ class _Running(Generic[T]):
 class Embedder(Generic[T]):
     """A loaded encoder, and workers that decode for it."""
 
-    def __init__(self, settings: EmbedSettings, speed: Speed, *, run_id: str, images: int) -> None:
+    def __init__(
+        self,
+        settings: EmbedSettings,
+        speed: Speed,
+        *,
+        run_id: str,
+        images: int,
+        grid: Grid | None = None,
+    ) -> None:
         """Start the workers and load the encoder.
 
         Args:
@@ -80,11 +89,15 @@ class Embedder(Generic[T]):
             speed: how fast.
             run_id: what the rows say.
             images: about how many there will be: whether measuring the best batch size pays.
+            grid: windows of each image that are embedded in its place; their rows have `WINDOW`.
         """
         workers.pool(PIXELS, speed.decode)  # they start while the model is loaded
         self._settings, self._speed, self._run_id = settings, speed, run_id
         self.encoder: Encoder = embedding.load(settings, speed)
-        self.batch_size = tuning.batch_size(self.encoder, speed.batch_size, images)
+        preprocess = Preprocess.of(json.loads(self.encoder.preprocess_json))
+        self._preprocess = replace(preprocess, grid=grid)
+        pictures = images * self._preprocess.pictures
+        self.batch_size = tuning.batch_size(self.encoder, speed.batch_size, pictures)
 
     def embedded(self, parts: Iterable[Part[T]]) -> Generator[tuple[T, Embedded]]:
         """Yield what each part gave, in order.
@@ -93,7 +106,7 @@ class Embedder(Generic[T]):
             TransientStorageError: the store says "later".
         """
         feed: Feed[T] = Feed(
-            Preprocess.of(json.loads(self.encoder.preprocess_json)),
+            self._preprocess,
             self._settings.pixels,
             self._speed.decode,
             batch_size=self.batch_size,
@@ -179,6 +192,9 @@ class Embedder(Generic[T]):
             "run_id": pa.repeat(self._run_id, rows.num_rows),
             "extra_json": pa.nulls(rows.num_rows, pa.string()),
         }
+        if WINDOW in rows.schema.names:
+            columns[WINDOW] = rows[WINDOW]
+            schema = schema.append(rows.schema.field(WINDOW))
         return pa.table(columns, schema=schema)
 
     def _tell_speed(self, made: Embedded) -> None:

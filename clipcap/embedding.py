@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
 
-from clipcap import commits, layout, models, registry
+from clipcap import commits, layout, manifest, models, registry
 from clipcap.commits import Commit, Fingerprint
-from clipcap.errors import NotFoundError
+from clipcap.errors import NotFoundError, SettingsError
 from clipcap.layout import Shard
 from clipcap.models import EncoderRef
 from clipcap.preprocessing import PixelSettings
@@ -25,10 +26,11 @@ VERSION: Final = 2
 class EmbedSettings(Settings):
     """Which encoder makes the embeddings. Every field changes the result."""
 
-    encoder: str = "openclip"
-    """File of `clipcap/encoders` that loads the model."""
+    encoder: str = "auto"
+    """File of `clipcap/encoders` that loads the model; `auto` sees it from the model's files."""
     model: str = models.BUNDLED
-    """`bundled`, a folder, `hf-hub:organisation/name`, or a published name like `ViT-B-32/tag`."""
+    """`bundled`, a folder, `hf-hub:organisation/name`, `organisation/name` as transformers takes
+    it, or a published name of open_clip like `ViT-B-32/tag`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Number format of the weights; `auto`: the fastest within 1e-4 (1 - cosine) of fp32."""
     pixels: PixelSettings = PixelSettings()
@@ -55,28 +57,35 @@ def reference(settings: EmbedSettings) -> EncoderRef:
         SettingsError: nobody knows the model.
         HubError: it is not on this machine and the hub does not answer.
     """
-    registry.load("clipcap.encoders", settings.encoder)
-    return models.encoder(settings.model)
+    ref = models.encoder(settings.model)
+    _library(settings, ref)
+    return ref
 
 
 def recipe(settings: EmbedSettings, ref: EncoderRef) -> str:
     """Return the digest of everything but the images that makes an embedding what it is."""
-    module = registry.load("clipcap.encoders", settings.encoder)
+    module = _library(settings, ref)
     identity = module.identity(
         ref, module.Settings(model=settings.model, precision=settings.precision)
     )
-    pixels = settings.pixels.model_dump()
-    return digest(["embed", VERSION, layout.CONTRACT, settings.encoder, identity, pixels])
+    pixels, library = settings.pixels.model_dump(), module.__name__.rpartition(".")[2]
+    return digest(["embed", VERSION, layout.CONTRACT, library, identity, pixels])
 
 
 def load(settings: EmbedSettings, speed: Speed) -> Encoder:
     """Return the encoder; loaded once in a process."""
-    module = registry.load("clipcap.encoders", settings.encoder)
+    module = _library(settings, models.encoder(settings.model))
     chosen = module.Settings(
         model=settings.model, device=speed.device, precision=settings.precision
     )
     encoder: Encoder = module.load(chosen)
     return encoder
+
+
+def _library(settings: EmbedSettings, ref: EncoderRef) -> ModuleType:
+    """Return the file of `clipcap/encoders` that loads a model."""
+    name = ref.library if settings.encoder == "auto" else settings.encoder
+    return registry.load("clipcap.encoders", name)
 
 
 def wanted(settings: EmbedSettings, shard: Shard, *, out: str) -> Fingerprint:
@@ -97,6 +106,47 @@ def committed(shard: Shard, ref: EncoderRef, *, out: str) -> Commit:
     if found is None:
         raise NotFoundError(
             f"The shard {shard} has no embeddings by {ref.model_id}: embed it first."
+        )
+    return found
+
+
+def current(shard: Shard, ref: EncoderRef, *, out: str) -> Commit:
+    """Return the embeddings of a shard, sure that these weights made them.
+
+    Raises:
+        NotFoundError: the shard is not embedded.
+        SettingsError: the embeddings are of other weights.
+    """
+    found = committed(shard, ref, out=out)
+    require_same(found, ref)
+    return found
+
+
+def require_same(found: Commit, ref: EncoderRef) -> None:
+    """Do nothing where embeddings were made with the weights of an encoder.
+
+    Raises:
+        SettingsError: they were not.
+    """
+    made_with = found.metadata.get("model_sha256", "")
+    if made_with != ref.sha256:
+        raise SettingsError(
+            f"The embeddings {found.url} must be made by {ref.model_id} with weights "
+            f"{ref.sha256[:12]}, but are made with {made_with[:12]} instead. Embed again."
+        )
+
+
+def of_output(out: str, ref: EncoderRef) -> dict[Shard, Commit]:
+    """Return the embeddings of every shard of an output, all by the weights of an encoder.
+
+    Raises:
+        NotFoundError: there is no image, or a shard is not embedded.
+        SettingsError: they are of other weights.
+    """
+    found = {shard: current(shard, ref, out=out) for shard in manifest.shards(out)}
+    if not found:
+        raise NotFoundError(
+            f"There must be images in {out}, but there are none. `clipcap run` makes them."
         )
     return found
 

@@ -87,6 +87,12 @@ class TooManyRejectsError(ClipcapError):
     exit_code = 6
 
 
+class DriftError(ClipcapError):
+    """The night differs from those before it, or a canary image lost its label: not published."""
+
+    exit_code = 9
+
+
 class ServerError(ClipcapError):
     """The Prefect server did not answer."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from clipcap import storage, workers
+from clipcap import ranges, storage, tables, workers
 from clipcap.errors import ImageError, NotFoundError, StorageError, TransientStorageError
 from clipcap.preprocessing import PixelSettings, Preprocess
 from clipcap.sharedmemory import SharedMemory
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 PIXELS: Final = "clipcap.pixels"
 """What the workers run; imported by them alone, for it needs torch."""
+WINDOW: Final = "window"
+"""Where there is a grid, the column of a batch that tells which window of its image a row is."""
 _CHANGED: Final = "changed"  # clipcap.pixels.CHANGED
-_GAP: Final = 2**16  # bytes between two images that are read along: a request costs more
-_RUN: Final = 8 * 2**20  # bytes of one request to a store
 _BATCH_BYTES: Final = 2**26  # of files in one batch, unless its first is larger
 _ALL_BYTES: Final = 2**29  # of files in all batches that are ahead
 _THREADS: Final = 32
@@ -56,7 +56,7 @@ class Part(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[T]):
-    """Some images of a part.
+    """Some images of a part; with a grid, some windows: a row for each window of each image.
 
     `pixels_BHWC` are uint8, with a hole where `errors` has the reason. They are overwritten when
     the second batch after this one is asked for.
@@ -120,12 +120,15 @@ class Feed(Generic[T]):
         batch_size: int,
         prefetch: int | None = None,
     ) -> None:
-        shape = (batch_size, wanted.height, wanted.width, 3)
+        self._grid, self._each = wanted.grid, wanted.pictures
+        self._images = max(1, batch_size // self._each)
+        self._each_region = self._images * self._each
+        shape = (self._each_region, wanted.height, wanted.width, 3)
         size = int(np.prod(shape))
-        regions = max(prefetch or ahead(batch_size, size // batch_size, decode.count), _HELD + 1)
+        wanted_ahead = prefetch or ahead(self._images, size // self._images, decode.count)
+        regions = max(wanted_ahead, _HELD + 1)
         self.waits = Waits()
-        self._batch_size = batch_size
-        self._batch_bytes = min(_BATCH_BYTES, max(_RUN, _ALL_BYTES // regions))
+        self._batch_bytes = min(_BATCH_BYTES, max(ranges.MOST, _ALL_BYTES // regions))
         self._pool = workers.pool(PIXELS, decode)
         self._memory = SharedMemory(regions * size)
         self._slots = np.frombuffer(self._memory.map, np.uint8, regions * size)
@@ -168,7 +171,7 @@ class Feed(Generic[T]):
         Raises:
             TransientStorageError: the store says "later".
         """
-        cuts = _cut(parts, self._batch_size, self._batch_bytes)
+        cuts = _cut(parts, self._images, self._batch_bytes)
         held: deque[int] = deque()
         while True:
             while self._free and (cut := next(cuts, None)) is not None:
@@ -197,9 +200,9 @@ class Feed(Generic[T]):
             memory, places = self._fetched(cut.part.tar, places)
         elif places and not path.is_file():
             raise NotFoundError(f"Cannot read {cut.part.tar}: it is not there.")
-        source, slot = str(path) if memory is None else memory.path, region * self._batch_size
+        source, slot = str(path) if memory is None else memory.path, region * self._each_region
         items = [
-            [source, *place, sha256, slot + n, cut.part.view]
+            [source, *place, sha256, slot + n * self._each, cut.part.view]
             for n, (place, sha256) in enumerate(zip(places, digests, strict=True))
         ]
         return memory, self._pool.submit(self._shared, items)
@@ -211,7 +214,7 @@ class Feed(Generic[T]):
 
         `places` are offsets and lengths, in ascending order.
         """
-        runs = list(_runs(places))
+        runs = list(ranges.runs(places))
         lying, at = [], 0
         for start, end in runs:
             lying.append(at)
@@ -246,7 +249,9 @@ class Feed(Generic[T]):
             raise
         except StorageError as error:
             return Batch(cut.part.of, cut.rows, slots[:0], (), cut.is_last, error)
-        return Batch(cut.part.of, cut.rows, slots[: len(answers)], tuple(answers), cut.is_last)
+        rows = tables.numbered(cut.rows, self._each, WINDOW) if self._grid else cut.rows
+        errors = tuple(answer for answer in answers for _ in range(self._each))
+        return Batch(cut.part.of, rows, slots[: len(errors)], errors, cut.is_last)
 
     def _answers(self, begun: _Begun[T]) -> list[ImageError | None]:
         started = time.perf_counter()
@@ -284,17 +289,3 @@ def _cut(parts: Iterable[Part[T]], batch_size: int, batch_bytes: int) -> Iterato
             if end == len(sizes):
                 break
             at = end
-
-
-def _runs(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the next-to-last byte of what is read in one request."""
-    start, end = -1, -1
-    for offset, length in places:
-        if start >= 0 and offset - end <= _GAP and offset + length - start <= _RUN:
-            end = max(end, offset + length)
-            continue
-        if start >= 0:
-            yield start, end
-        start, end = offset, offset + length
-    if start >= 0:
-        yield start, end

@@ -6,7 +6,7 @@ A file name or a number that several images have is refused as soon as it is ask
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -43,6 +43,11 @@ class Names:
                 self._addresses[image_id] = address
 
     @property
+    def addresses(self) -> Mapping[str, str]:
+        """Where each image came from, by `image_id`."""
+        return self._addresses
+
+    @property
     def example(self) -> str:
         """One file name of the output."""
         return next(iter(self._files), "no image")
@@ -71,13 +76,26 @@ class Names:
         if not images and name.isdecimal():
             images = self._numbers.get(name.zfill(_COCO_DIGITS), [])
         if len(images) > 1:
+            images = self._below(name, images) or images
+        if len(images) > 1:
             first, second = (self._addresses[one] for one in images[:2])
             raise SettingsError(
-                f"A caption must name one image, but {name!r} is the file name of "
-                f"{len(images)} images of the output ({first}, {second}). Name the images by key "
-                "or by address in the captions."
+                f"A name must be that of one image, but {name!r} is the file name of "
+                f"{len(images)} images of the output ({first}, {second}). Name the images by key, "
+                "by address or by their path below the source."
             )
         return images[0] if images else None
+
+    def _below(self, path: str, images: Sequence[str]) -> list[str]:
+        """Return those images whose address ends with a path; none where it is a name alone."""
+        if not _PART.search(path):
+            return []
+        end = _PART.sub("/", path).removeprefix("./").removeprefix("/")
+        return [
+            one
+            for one in images
+            if f"/{_PART.sub('/', unquote(self._addresses[one]))}".endswith(f"/{end}")
+        ]
 
 
 def _canonical(address: str) -> str:

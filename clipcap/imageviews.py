@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipcap import commits, embedding, layout, manifest, pairs, rows, storage, tables
+from clipcap import commits, embedding, layout, manifest, pairs, passes, rows, storage, tables
 from clipcap.commits import Fingerprint
-from clipcap.embedder import Embedded, Embedder
+from clipcap.embedder import Embedded
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import SettingsError
-from clipcap.feed import Part
 from clipcap.layout import Run
 from clipcap.models import EncoderRef
 from clipcap.pairs import Lying
+from clipcap.passes import Job, Looked
 from clipcap.settings import digest
 
 if TYPE_CHECKING:
@@ -43,18 +41,6 @@ VIEWS: Final = "views"
 """The column of V embeddings of each image, one behind the other."""
 NORMS: Final = "view_norms"
 _COLUMNS: Final = ["image_id", "embedding", "embedding_norm"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One view of the images of a shard that is to be embedded, or only to be written anew."""
-
-    url: str
-    view: int
-    wanted: Fingerprint
-    kept: pa.Table | None
-    todo: pa.Table
-    tar: str
 
 
 def added(
@@ -105,35 +91,23 @@ class _Work:
         """Where one view of the images of a shard lies."""
         return layout.in_folder(f"{self.folder}/view={view}", place.shard)
 
-    def jobs(self, place: Lying, views: int) -> Iterator[_Job]:
+    def jobs(self, place: Lying, views: int) -> Iterator[Job]:
         """Yield the views of a shard that are not there yet."""
         members = digest([place.rows[name].to_pylist() for name in ("image_id", "content_sha256")])
         recipe = embedding.recipe(self.encoder, self.ref)
         for view in range(1, views + 1):
             wanted = Fingerprint(digest(["view", VERSION, recipe, view]), members)
-            url = self.url(place, view)
-            there = rows.standing(url, wanted)
-            if not there.done:
-                kept = rows.live_rows(there.rows, place.rows)
-                todo = rows.missing(place.rows, kept)
-                yield _Job(url, view, wanted, kept, todo, place.tar)
+            job = passes.job(self.url(place, view), wanted, place.rows, place.tar, view=view)
+            if job is not None:
+                yield job
 
-    def do(self, jobs: Iterator[_Job], *, images: int) -> None:
+    def do(self, jobs: Iterator[Job], *, images: int) -> None:
         """Embed and write views; the encoder is loaded only where there are some to make."""
-        first = next(jobs, None)
-        if first is None:
-            return
-        embedder: Embedder[_Job] = Embedder(
-            self.encoder, self.speed, run_id=self.run.run_id, images=images
-        )
-        parts = (Part(job, job.tar, job.todo, job.view) for job in chain([first], jobs))
-        with closing(embedder.embedded(parts)) as embedded:
-            for job, made in embedded:
-                self._write(job, made)
+        looked = Looked(self.encoder, self.speed, self.ref, self.run.run_id)
+        for job, made in passes.embedded(jobs, looked, images=images):
+            self._write(job, made)
 
-    def _write(self, job: _Job, made: Embedded) -> None:
-        if made.failure is not None:
-            raise made.failure
+    def _write(self, job: Job, made: Embedded) -> None:
         if made.refused:
             log.warning(
                 "%s: %d images give no view, their own embedding stands in: %s", job.url,

@@ -19,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 from clipcap import storage
 from clipcap.errors import SettingsError
 
-_ONLY_THIS_FOLDER: Final = {"local_files_only": True, "trust_remote_code": False}
-_TOLD: Final = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused by us
+ONLY_THIS_FOLDER: Final = {"local_files_only": True, "trust_remote_code": False}
+TOLD: Final = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused by us
 _SHOWN: Final = 5  # names in an error
 
 
@@ -42,23 +42,31 @@ def load_language_model(folder: str) -> tuple[Any, Any]:
     try:
         with no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=torch.float32, use_safetensors=True, **_TOLD, **_ONLY_THIS_FOLDER
+                str(path), dtype=torch.float32, use_safetensors=True, **TOLD, **ONLY_THIS_FOLDER
             )
-        tokenizer = AutoTokenizer.from_pretrained(str(path), **_ONLY_THIS_FOLDER)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **ONLY_THIS_FOLDER)
     except (OSError, ValueError, SafetensorError) as error:
         raise SettingsError(f"The language model in {path} cannot be read: {error}") from error
     language_model, found = loaded
-    _require_whole(path, found)
+    require_whole(f"language model in {path}", found)
     language_model.config.pad_token_id = None  # nothing is padded; else transformers warns
     return language_model.train(mode=False), tokenizer
 
 
-def _require_whole(path: Path, found: Mapping[str, Any]) -> None:
-    """Refuse weights that transformers would draw at random; a head tied to the words is none."""
+def require_whole(what: str, found: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers would draw at random; a head tied to the words is none.
+
+    Args:
+        what: the model, for the error.
+        found: what transformers told of loading it (`output_loading_info`).
+
+    Raises:
+        SettingsError: some are missing, or of another shape.
+    """
     random = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if random:
         raise SettingsError(
-            f"The language model in {path} must hold all weights of its config.json, but "
+            f"The {what} must hold all weights of its config.json, but "
             f"{len(random)} are missing or of another shape: {', '.join(random[:_SHOWN])}. Save "
             "the whole model again with transformers' `save_pretrained`."
         )

@@ -205,3 +205,18 @@ def listing(out: str, source: str, *, container: str, etag: str) -> str:
 def index(out: str) -> str:
     """Return the URL of the folder of what manifests hold, in short; derived, and never trusted."""
     return f"{out}/_index"
+
+
+def drifts(out: str) -> str:
+    """Return the URL of the folder of what each date took in, in numbers; derived from tables."""
+    return f"{out}/_drift"
+
+
+def drift(out: str, dt: str) -> str:
+    """Return the URL of what one date took in, in numbers."""
+    return f"{drifts(out)}/{dt}.json"
+
+
+def canaries(out: str, *, model_id: str, recipe: str) -> str:
+    """Return the URL of the embeddings that canary images had when they were seen first."""
+    return f"{out}/_canaries/model={path_name(model_id)}/{recipe[:32]}.parquet"

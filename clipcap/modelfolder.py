@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from clipcap.errors import SettingsError
 from clipcap.settings import digest
@@ -38,7 +38,7 @@ _FIRST_CHOICES: Final = (  # open_clip's own order: what it would take is what m
     "model.pth",
 )
 _SAFE: Final = ".safetensors"
-_PICKLED: Final = (".bin", ".pth", ".pt")
+PICKLED: Final = (".bin", ".pth", ".pt")
 _DEFAULTS: Final[dict[str, Any]] = {  # open_clip's values of what a model card may leave out
     "mode": "RGB",
     "interpolation": "bicubic",
@@ -54,11 +54,22 @@ _SHA256_LENGTH: Final = 64
 class Parts:
     """What an encoder is made of; all of it lies on this machine."""
 
+    library: ClassVar = "openclip"
     model_cfg: dict[str, Any]
     preprocess: dict[str, Any]
     weights: Path
     tokenizer: Path | None
     """The folder of the tokenizer; None: the one that open_clip brings."""
+
+    @property
+    def dim(self) -> int:
+        """Return D, the width of an embedding."""
+        return int(self.model_cfg["embed_dim"])
+
+    @property
+    def weights_sha256(self) -> str:
+        """Return the digest of the weights."""
+        return sha256(self.weights)
 
     @property
     def config_sha256(self) -> str:
@@ -101,8 +112,8 @@ def read(folder: Path) -> Parts:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted."""
-    return sorted(path.name for path in folder.iterdir())
+    """Return the names of the files in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 def read_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -112,16 +123,13 @@ def read_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         SettingsError: one of them is missing or malformed; says how to add it.
     """
     path = folder / CONFIGURATION
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise SettingsError(
             f"The folder {folder} must hold {CONFIGURATION}, but has none. Copy it from where the "
-            'weights come from; it holds {"model_cfg": ..., "preprocess_cfg": ...}.'
-        ) from error
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} must be JSON, but cannot be read: {error}.") from error
-    whole = read if isinstance(read, dict) else {}
+            'weights come from; it holds {"model_cfg": ..., "preprocess_cfg": ...}. In the form of '
+            "transformers it must hold config.json."
+        )
+    whole = json_object(path)
     model_cfg, preprocess = whole.get("model_cfg"), whole.get("preprocess_cfg")
     if not isinstance(model_cfg, dict) or not _is_model_cfg(model_cfg):
         raise SettingsError(
@@ -138,6 +146,19 @@ def read_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return model_cfg, preprocess
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where another thing is in it.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{path} must be JSON, but cannot be read: {error}.") from error
+    return read if isinstance(read, dict) else {}
+
+
 def choose_weights(names: Sequence[str], place: str) -> str:
     """Return the weights that open_clip would take out of a folder, if they are safetensors.
 
@@ -146,7 +167,7 @@ def choose_weights(names: Sequence[str], place: str) -> str:
     """
     preferred = [name for name in _FIRST_CHOICES if name in names]
     safe = sorted(name for name in names if name.endswith(_SAFE))
-    pickled = sorted(name for name in names if name.endswith(_PICKLED))
+    pickled = sorted(name for name in names if name.endswith(PICKLED))
     chosen = next(iter([*preferred, *safe, *pickled]), None)
     if chosen is None:
         raise SettingsError(

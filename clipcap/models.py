@@ -1,37 +1,28 @@
 """The name of a model as a person writes it in, the folder and the digests it stands for out.
 
-A name is `bundled`, a folder, the URL of a folder, `hf-hub:organisation/name`, or one of
-open_clip's published names (`ARCH/tag`). No torch here: a night without work needs only names
-and digests.
+A name is `bundled`, a folder, the URL of a folder, `hf-hub:organisation/name`, one of open_clip's
+published names (`ARCH/tag`), or `organisation/name` as transformers takes it. Which library loads a
+model is seen from its files. No torch here: a night without work needs only names and digests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from clipcap import hub, modelfolder, pretrained
+from clipcap import hub, modelfolder, modelnames, pretrained, transformersfolder
 from clipcap.errors import SettingsError
 from clipcap.keys import path_name
 from clipcap.modelfolder import CONFIGURATION, Parts
+from clipcap.modelnames import FULL_LIST, HUB
 from clipcap.settings import canonical_json, digest
 
-BUNDLED: Final = "bundled"
-BUNDLED_FOLDER: Final = Path(__file__).parent / "bundled"
+BUNDLED: Final = modelnames.BUNDLED
+BUNDLED_FOLDER: Final = modelnames.BUNDLED_FOLDER
 BUNDLED_ENCODER_ID: Final = "clipcap-tiny-clip"
 CARD: Final = "captioner.json"
-FULL_LIST: Final = "`clipcap models --all` prints every name"
 LOCAL: Final = "local-dir:"
-HUB: Final = "hf-hub:"
-_SUGGESTED: Final = (
-    "ViT-B-32/laion2b_s34b_b79k",
-    "ViT-B-16-SigLIP/webli",
-    "ViT-L-14/datacomp_xl_s13b_b90k",
-)
-_CUTOFF: Final = 0.5  # of difflib's likeness: below it a name is no near one
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +46,8 @@ class EncoderRef:
     dim: int
     """D, the width of an embedding."""
     preprocess: dict[str, Any] = field(hash=False)
+    library: str = "openclip"
+    """The file of `clipcap/encoders` that loads it."""
 
     @property
     def preprocess_json(self) -> str:
@@ -65,17 +58,6 @@ class EncoderRef:
     def preprocess_sha256(self) -> str:
         """Return the digest of the preprocessing."""
         return digest(self.preprocess)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    """One line of `clipcap models`."""
-
-    name: str
-    kind: Literal["encoder", "captioner"]
-    size_bytes: int | None
-    on_this_machine: bool
-    note: str
 
 
 def encoder(name: str) -> EncoderRef:
@@ -96,9 +78,7 @@ def encoder(name: str) -> EncoderRef:
     if name.startswith(LOCAL) or _is_folder_name(place):
         return _from_folder(name, Path(place).expanduser().absolute())
     published = pretrained.find(name)
-    if published is None:
-        raise SettingsError(_unknown(name))
-    return _from_tag(name, published)
+    return _from_bare_name(name) if published is None else _from_tag(name, published)
 
 
 def captioner_folder(name: str) -> str:
@@ -124,69 +104,87 @@ def captioner_folder(name: str) -> str:
     beside = sorted(card.parent.name for card in folder.parent.glob(f"*/{CARD}"))
     here = [BUNDLED, *(str(folder.parent / other) for other in beside)]
     raise SettingsError(
-        f"No captioner {name!r}.{_did_you_mean(folder.name, [BUNDLED, *beside])} "
+        f"No captioner {name!r}.{modelnames.did_you_mean(folder.name, [BUNDLED, *beside])} "
         f"On this machine: {', '.join(here)}. "
         "A captioner is `bundled`, or a folder that `clipcap train` wrote, or its URL."
     )
 
 
-def listing(scope: Literal["here", "all"] = "here") -> list[ModelRow]:
-    """Return what can be had: the bundled models, the local cache, and published names.
-
-    Args:
-        scope: `here` adds a few published names to what is on this machine, `all` every one.
-    """
-    scenes = "knows only the picture-book scenes it was trained on; photographs need a real model"
-    bundled: tuple[Literal["encoder", "captioner"], ...] = ("encoder", "captioner")
-    rows = [
-        ModelRow(BUNDLED, kind, modelfolder.size_bytes(folder), folder.is_dir(), scenes)
-        for kind, folder in ((kind, BUNDLED_FOLDER / kind) for kind in bundled)
-    ]
-    for name, cached in _cached_encoders().items():
-        size = modelfolder.size_bytes(cached.folder)
-        note = f"in the local cache: {cached.repository}"
-        rows.append(ModelRow(name, "encoder", size, on_this_machine=True, note=note))
-    listed = {row.name for row in rows}
-    for name in pretrained.table() if scope == "all" else _SUGGESTED:
-        if name not in listed:
-            note = f"on the hub: {pretrained.table()[name].repository}"
-            rows.append(ModelRow(name, "encoder", None, on_this_machine=False, note=note))
-    return rows
+def _from_bare_name(name: str) -> EncoderRef:
+    if not modelnames.may_be_repository(name):
+        raise SettingsError(modelnames.unknown(name))
+    try:
+        return _from_hub(name, name)
+    except SettingsError as error:
+        if hub.snapshot(name) is not None:
+            raise
+        raise SettingsError(f"{modelnames.unknown(name)} {error}") from error
 
 
 def _from_folder(name: str, folder: Path) -> EncoderRef:
     if not folder.is_dir():
-        beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIGURATION}"))
+        forms = (CONFIGURATION, transformersfolder.CONFIGURATION)
+        found = [path for form in forms for path in folder.parent.glob(f"*/{form}")]
+        beside = sorted({path.parent.name for path in found})
         raise SettingsError(
             f"The encoder {name!r} must be a folder, but {folder} is not there."
-            f"{_did_you_mean(folder.name, beside)}"
+            f"{modelnames.did_you_mean(folder.name, beside)}"
         )
-    parts = modelfolder.read(folder)
-    tower = parts.model_cfg["text_cfg"].get("hf_model_name")
-    if tower:  # transformers asks for its architecture by name, even beside whole weights
-        hub.folder(tower, modelfolder.choose_architecture)
+    parts = _parts(folder)
     spec = f"{LOCAL}{folder}"
     if name == BUNDLED:
         return _ref(name, BUNDLED_ENCODER_ID, parts, spec)
-    state = digest([modelfolder.sha256(parts.weights), parts.config_sha256, parts.whole_preprocess])
+    state = digest([parts.weights_sha256, parts.config_sha256, parts.whole_preprocess])
     # Two folders of one name are two models, and so is a folder whose weights have changed.
     return _ref(name, path_name(f"{folder.name}-{state[:8]}"), parts, spec)
 
 
+def _parts(folder: Path) -> Parts | transformersfolder.Parts:
+    """Return the parts of a folder in either form; open_clip's goes first."""
+    names = modelfolder.file_names(folder)
+    if CONFIGURATION not in names and transformersfolder.CONFIGURATION in names:
+        return transformersfolder.read(folder)
+    parts = modelfolder.read(folder)
+    tower = parts.model_cfg["text_cfg"].get("hf_model_name")
+    if tower:  # transformers asks for its architecture by name, even beside whole weights
+        hub.folder(tower, modelfolder.choose_architecture)
+    return parts
+
+
 def _from_hub(name: str, repository: str) -> EncoderRef:
-    def choose(names: list[str]) -> list[str]:
-        if CONFIGURATION not in names:
+    """Return what a repository holds; `hf-hub:` prefers open_clip's form, a bare name the other."""
+
+    def configurations(names: list[str]) -> list[str]:
+        forms = {CONFIGURATION, transformersfolder.CONFIGURATION}
+        found = [one for one in names if one in forms]
+        if not found:
             raise SettingsError(
-                f"The repository {repository} must hold {CONFIGURATION}, but has none: it is not "
-                f"in open_clip's form. Take a published name; {FULL_LIST}."
+                f"The repository {repository} must hold {CONFIGURATION} or config.json, but has "
+                f"neither: it is no encoder of open_clip or transformers. {FULL_LIST}."
             )
+        return found
+
+    def choose(names: list[str]) -> list[str]:
         return [CONFIGURATION, modelfolder.choose_weights(names, repository)]
 
+    folder = hub.folder(repository, configurations)
+    is_other = not (folder / CONFIGURATION).is_file()
+    if is_other or (not name.startswith(HUB) and transformersfolder.is_known(folder)):
+        return _from_transformers(name, repository, folder)
     folder = hub.folder(repository, choose)
     model_cfg, preprocess = modelfolder.read_configuration(folder)
     weights = folder / choose(modelfolder.file_names(folder))[1]
     parts = Parts(model_cfg, preprocess, weights, _tokenizer(model_cfg))
     return _ref(name, path_name(repository), parts, f"{LOCAL}{folder}")
+
+
+def _from_transformers(name: str, repository: str, folder: Path) -> EncoderRef:
+    def choose(names: list[str]) -> list[str]:
+        return transformersfolder.choose(names, f"The repository {repository}")
+
+    transformersfolder.read_configuration(folder)  # before gigabytes of another kind are fetched
+    folder = hub.folder(repository, choose)
+    return _ref(name, path_name(repository), transformersfolder.read(folder), f"{LOCAL}{folder}")
 
 
 def _from_tag(name: str, published: pretrained.Published) -> EncoderRef:
@@ -213,53 +211,22 @@ def _tokenizer(model_cfg: dict[str, Any]) -> Path | None:
     return hub.folder(name, modelfolder.choose_tokenizer) if name else None
 
 
-def _ref(name: str, model_id: str, parts: Parts, model_spec: str) -> EncoderRef:
+def _ref(
+    name: str, model_id: str, parts: Parts | transformersfolder.Parts, model_spec: str
+) -> EncoderRef:
     return EncoderRef(
         name=name,
         model_id=model_id,
         model_spec=model_spec,
         tokenizer=None if parts.tokenizer is None else str(parts.tokenizer),
         weights=str(parts.weights),
-        sha256=modelfolder.sha256(parts.weights),
+        sha256=parts.weights_sha256,
         config_sha256=parts.config_sha256,
-        dim=int(parts.model_cfg["embed_dim"]),
+        dim=parts.dim,
         preprocess=parts.whole_preprocess,
+        library=parts.library,
     )
-
-
-def _cached_encoders() -> dict[str, hub.Cached]:
-    """Return the cache's usable encoders by the names to write for them."""
-    published: dict[str, list[str]] = {}
-    for entry in pretrained.table().values():
-        published.setdefault(entry.repository, []).append(entry.name)
-    found = {}
-    for cached in hub.cached():
-        names = modelfolder.file_names(cached.folder)
-        safe = any(name.endswith(".safetensors") for name in names)
-        if safe and (CONFIGURATION in names or cached.repository in published):
-            first = published.get(cached.repository, [f"{HUB}{cached.repository}"])[0]
-            found[first] = cached
-    return found
 
 
 def _is_folder_name(place: str) -> bool:
     return place.startswith(("/", "./", "../", "~")) or Path(place).is_dir()
-
-
-def _unknown(name: str) -> str:
-    """Return the sentence for an encoder that nobody knows: nearest first, then this machine's."""
-    published = list(pretrained.table())
-    same = [other for other in published if other.lower().startswith(f"{name.lower()}/")]
-    here = [BUNDLED, *_cached_encoders()]
-    return (
-        f"No encoder {name!r}.{_did_you_mean(name, [*here, *published], same)} "
-        f"On this machine: {', '.join(here)}. {FULL_LIST}; a folder and hf-hub:organisation/name "
-        "are names too."
-    )
-
-
-def _did_you_mean(name: str, known: Sequence[str], first: Sequence[str] = ()) -> str:
-    lower = {other.lower(): other for other in reversed(known)}
-    near = [lower[found] for found in get_close_matches(name.lower(), lower, n=3, cutoff=_CUTOFF)]
-    best = list(dict.fromkeys([*first, *near]))[:3]
-    return f" Did you mean {' or '.join(best)}?" if best else ""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from clipcap.commits import Commit
 from clipcap.layout import Run, Shard
 from clipcap.plans import Plan
+from clipcap.stability import Drift
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Night:
     flow_run_id: str = ""
     flow_run_name: str = ""
     deployment: str = ""
+    drift: Drift | None = None
 
     def of(self, stage: StageName) -> list[Outcome]:
         """Return the outcomes of one stage."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -25,9 +26,10 @@ from PIL import ExifTags, Image
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
-from clipcap import augmented, colours, images, sharedmemory
+from clipcap import augmented, colours, images, patches, sharedmemory
 from clipcap.images import DECODE_ERRORS, ImageSettings
 from clipcap.preprocessing import PixelSettings, Preprocess
+from clipcap.windows import Grid
 
 _ANY_SIZE: Final = ImageSettings(max_bytes=2**40, max_pixels=2**40, min_side_px=1)
 """An image in a manifest has passed the limits of the night that took it in."""
@@ -59,16 +61,20 @@ def work(shared: dict[str, Any], item: list[Any]) -> str | None:
     """Put the pixels of the bytes at `[path, offset, length, sha256, slot]` into their slot.
 
     `shared` has the memory with the slots, the model's preprocessing and the pixel settings. Where
-    the item ends with the number of a view other than 0, the pixels are those of that view.
+    the item ends with the number of a view other than 0, the pixels are those of that view. With a
+    grid each window has a slot, from that one on.
     """
     path, offset, length, sha256, slot, *view = item
     data = sharedmemory.part(path, offset, length)
     if hashlib.sha256(data).hexdigest() != sha256:
         return CHANGED
-    wanted = Preprocess(**shared["preprocess"])
+    wanted = Preprocess.shared(shared["preprocess"])
     slots = _slots(shared["memory"], shared["serial"], wanted.height, wanted.width)
     settings = PixelSettings(**shared["settings"])
-    if any(view):
+    if wanted.grid:
+        for place, levels in enumerate(windowed(data, wanted, settings, wanted.grid)):
+            slots[slot + place] = levels
+    elif any(view):
         slots[slot] = viewed(data, wanted, settings, seed=f"{sha256}/{view[0]}")
     else:
         slots[slot] = pixels(data, wanted, settings)
@@ -112,8 +118,37 @@ def viewed(
         picture = _picture(data, opened, wanted, settings)
         if isinstance(picture, Image.Image):
             return augmented.view(np.array(picture.convert("RGB")), wanted, seed)
-        levels = picture.levels[:, ::-1] if picture.mirrored else picture.levels
-        return augmented.view(np.rot90(levels, picture.quarters), wanted, seed)
+        return augmented.view(_upright(picture), wanted, seed)
+
+
+def windowed(
+    data: bytes, wanted: Preprocess, settings: PixelSettings, grid: Grid
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield what the model sees through each window of the first frame, turned by EXIF: [H, W, 3].
+
+    The picture is decoded once, and each window of it goes the way of a whole picture.
+
+    Raises:
+        ImageError: why it cannot be used.
+    """
+    ratio, at_full_size = (
+        wanted.width / wanted.height,
+        settings.model_copy(update={"scaled": False}),
+    )
+    with images.reading(data, _ANY_SIZE) as opened:
+        picture = _picture(data, opened, wanted, at_full_size)
+        if isinstance(picture, Image.Image):
+            for box in grid.boxes(picture.width, picture.height, ratio):
+                yield np.array(_by_pillow(picture.crop(box), wanted).convert("RGB"))
+            return
+        levels = np.ascontiguousarray(_upright(picture))
+        for left, top, right, bottom in grid.boxes(levels.shape[1], levels.shape[0], ratio):
+            yield _cut(_resized(_Lying(levels[top:bottom, left:right]), wanted), wanted)
+
+
+def _upright(picture: _Lying) -> NDArray[np.uint8]:
+    levels = picture.levels[:, ::-1] if picture.mirrored else picture.levels
+    return np.rot90(levels, picture.quarters)
 
 
 def _picture(
@@ -128,6 +163,8 @@ def _picture(
     image = images.upright(opened)
     if settings.colours == "managed":
         image = colours.managed(image)
+    elif wanted.rules == "transformers":
+        image = colours.on_white(image)
     return _Lying(np.array(image.convert("RGB"))) if image.mode in _PLAIN else image
 
 
@@ -188,13 +225,14 @@ def _middle(height: int, width: int, wanted: Preprocess) -> tuple[int, int, int,
 
 
 def _cut(levels: NDArray[np.uint8], wanted: Preprocess) -> NDArray[np.uint8]:
-    """Return a resized picture filled up or cut to the model's size."""
+    """Return a resized picture filled up or cut to the model's size, or in patches."""
+    if wanted.resize_mode == "patches":
+        return patches.strip(levels, wanted)
     down, across = _missing(levels.shape[0], levels.shape[1], wanted)
     if down or across:
         edges = [(side // 2, (side + 1) // 2) for side in (down, across, 0)]
         levels = np.pad(levels, edges, constant_values=wanted.fill)
-    top = round((levels.shape[0] - wanted.height) / 2)
-    left = round((levels.shape[1] - wanted.width) / 2)
+    top, left = wanted.corner(levels.shape[0], levels.shape[1])
     return np.ascontiguousarray(levels[top : top + wanted.height, left : left + wanted.width])
 
 
@@ -207,8 +245,8 @@ def _by_pillow(picture: Image.Image, wanted: Preprocess) -> Image.Image:
     if down or across:
         edges = [across // 2, down // 2, (across + 1) // 2, (down + 1) // 2]
         picture = functional.pad(picture, edges, fill=wanted.fill)
-    found: Image.Image = functional.center_crop(picture, [wanted.height, wanted.width])
-    return found
+    top, left = wanted.corner(picture.height, picture.width)
+    return picture.crop((left, top, left + wanted.width, top + wanted.height))
 
 
 def _missing(height: int, width: int, wanted: Preprocess) -> tuple[int, int]:

@@ -83,10 +83,12 @@ def apply(
 def lowered(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return the tower with its weights in `dtype`, but for its first convolution, and its sums.
 
-    It takes float32 images still. The first convolution keeps what follows it in float32: a layer
-    takes a copy of its input in `dtype`, and what it gives is added to float32.
+    It takes float32 images still. The first convolution (or what a tower without any names as
+    `sees_pixels`) keeps what follows it in float32: a layer takes a copy of its input in `dtype`,
+    and what it gives is added to float32.
     """
-    first = next((m for m in tower.modules() if isinstance(m, nn.Conv2d)), None)
+    first = getattr(tower, "sees_pixels", None)
+    first = first or next((m for m in tower.modules() if isinstance(m, nn.Conv2d)), None)
     _lower(tower, first, dtype)
     return tower
 

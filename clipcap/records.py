@@ -8,16 +8,21 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal
 
-from clipcap import commits, layout, tables
+from pydantic import TypeAdapter
+
+from clipcap import commits, layout, manifest, storage, tables
 from clipcap.commits import Fingerprint
 from clipcap.outcomes import Night, Outcome
 from clipcap.settings import digest
+from clipcap.stability import Drift
 
 VERSION: Final = 1
+_LOOKED_AT: Final = 50  # runs; those of single stages compare nothing
 _PACKAGES: Final = (
     "torch",
     "open_clip_torch",
@@ -87,7 +92,36 @@ def _run_row(night: Night, *, state: str, seconds: Mapping[str, float]) -> dict[
         "params_json": night.params_json,
         "versions_json": json.dumps(versions(), sort_keys=True),
         "git_commit": commits.git_commit() or None,
+        "extra_json": json.dumps({"drift": asdict(night.drift)}) if night.drift else None,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A run that was compared with the nights before it, and what came of it."""
+
+    run_id: str
+    dt: str
+    state: str
+    drift: Drift
+
+
+def newest_drift(out: str) -> Compared | None:
+    """Return the newest run over an output that was compared; None if none of the last ones was."""
+    runs = sorted(manifest.objects(out, "runs"), key=_written)
+    for url in [found.url for found in runs[: -_LOOKED_AT - 1 : -1]]:
+        (row,) = tables.read(url, ["run_id", "state", "extra_json"]).to_pylist()
+        found = json.loads(row["extra_json"] or "{}").get("drift")
+        if found:
+            drift = TypeAdapter(Drift).validate_python(found)
+            return Compared(row["run_id"], layout.shard_of(url).dt, row["state"], drift)
+    return None
+
+
+def _written(found: storage.ObjectInfo) -> tuple[str, datetime]:
+    """Return when a run began, by its id, and, of those of one second, when its row was written."""
+    began = found.url.rpartition("/")[2].partition("-")[0]
+    return began, found.modified_at or datetime.min.replace(tzinfo=UTC)
 
 
 def versions() -> dict[str, str]:

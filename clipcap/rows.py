@@ -57,7 +57,5 @@ def _identity(table: pa.Table) -> pa.ChunkedArray:
 def joined(kept: pa.Table | None, made: pa.Table) -> pa.Table:
     """Return kept and new rows together, sorted by key as the tar is."""
     parts = made if kept is None else pa.concat_tables([kept.cast(made.schema), made])
-    order = [("key", "ascending")]
-    if "rank" in made.schema.names:
-        order.append(("rank", "ascending"))
-    return parts.sort_by(order)
+    by = ("key", "question_index", "rank")
+    return parts.sort_by([(name, "ascending") for name in by if name in made.schema.names])

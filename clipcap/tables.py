@@ -123,6 +123,28 @@ def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
 
 
+def from_columns(
+    columns: Mapping[str, Any], same: Mapping[str, Any], schema: pa.Schema
+) -> pa.Table:
+    """Return a table of columns, and of values that are the same in every row.
+
+    A column that neither names is null.
+    """
+    count = len(next(iter(columns.values())))
+    made = [
+        pa.array(columns[one.name]).cast(one.type) if one.name in columns
+        else pa.repeat(pa.scalar(same.get(one.name), one.type), count)
+        for one in schema
+    ]  # fmt: skip
+    return pa.Table.from_arrays(made, schema=schema)
+
+
+def numbered(table: pa.Table, times: int, name: str) -> pa.Table:
+    """Return each row so many times, with its number among them (from 0) as one more column."""
+    row_R, number_R = np.divmod(np.arange(table.num_rows * times, dtype=np.int32), times)
+    return table.take(pa.array(row_R)).append_column(name, pa.array(number_R))
+
+
 def to_bytes(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Return a Parquet file by the contract, `metadata` in its footer.
 

@@ -7,6 +7,7 @@ What a sample does not show is an error, never a number.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -98,7 +99,7 @@ def quantile(measure: Measure, score_N: Floats, settings: ThresholdSettings) -> 
         float(np.quantile(score_N[row_N], settings.lowest))
         for row_N in _draws(len(score_N), settings)
     ]
-    threshold = _interval(float(np.quantile(score_N, settings.lowest)), drawn, settings)
+    threshold = interval(float(np.quantile(score_N, settings.lowest)), drawn, settings)
     flagged = float(np.mean(score_N < threshold.value))
     if not flagged:
         raise SettingsError(
@@ -138,7 +139,7 @@ def of_other_images(own_N: Floats, other_NS: Floats, settings: ThresholdSettings
     drawn = [
         float(np.nanquantile(other_NS[row_N], share)) for row_N in _draws(len(own_N), settings)
     ]
-    threshold = _interval(float(np.quantile(wrong, share)), drawn, settings)
+    threshold = interval(float(np.quantile(wrong, share)), drawn, settings)
     return Measured(
         measure="clip_score", threshold=threshold, method="other_images",
         asked=settings.wrong_passed, captions=len(own_N), wrong=len(wrong),
@@ -169,32 +170,61 @@ def of_labels(
             f"There must be {settings.min_each} good and {settings.min_each} bad captions with a "
             f"{measure}, but {good} good and {bad} bad ones are labelled. Label more."
         )
-    order_N = np.argsort(score_N, kind="stable")
-    score_N, bad_N = score_N[order_N], bad_N[order_N]
-    ends_N = np.append(score_N[1:] > score_N[:-1], False)  # never below all of them
-    middle_N = np.append((score_N[:-1] + score_N[1:]) / 2, score_N[-1])
-    at = int(_places(np.ones((1, len(score_N))), bad_N, ends_N, settings)[0])
-    if at < 0:
+    found = lowest(score_N, bad_N, settings)
+    if found is None:
         raise SettingsError(
             f"{settings.precision:.0%} of the captions below a {measure} must be bad, but of no "
             f"{settings.min_flagged} or more of the lowest are so many: of all labelled ones "
             f"{bad / len(bad_N):.0%} are bad. Ask for less, or label more."
         )
-    place_W, precision_W, recall_W = _judged_anew(bad_N, ends_N, settings)
-    hits = int(bad_N[: at + 1].sum())
-    precision = _interval(hits / (at + 1), precision_W, settings)
-    if precision.low <= bad / len(bad_N):
+    if found.precision.low <= bad / len(bad_N):
         raise SettingsError(
             f"A low {measure} must say more than chance does that a caption is bad, but below "
-            f"{middle_N[at]:.4g} are {at + 1} captions, and of further ones {precision.low:.0%} to "
-            f"{precision.high:.0%} would be bad; of all {bad / len(bad_N):.0%} are. Label more."
+            f"{found.threshold.value:.4g} are {found.below} captions, and of further ones "
+            f"{found.precision.low:.0%} to {found.precision.high:.0%} would be bad; of all "
+            f"{bad / len(bad_N):.0%} are. Label more."
         )
     return Measured(
-        measure=measure, threshold=_interval(middle_N[at], middle_N[place_W], settings),
-        method="labels", asked=settings.precision, captions=len(bad_N), wrong=bad,
-        flagged=(at + 1) / len(bad_N), precision=precision,
-        recall=_interval(hits / bad, recall_W, settings),
+        measure=measure, threshold=found.threshold, method="labels", asked=settings.precision,
+        captions=len(bad_N), wrong=bad, flagged=found.below / len(bad_N),
+        precision=found.precision, recall=found.recall,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Lowest:
+    """A threshold below which enough is what was looked for."""
+
+    threshold: Interval
+    below: int
+    """How many lie below it."""
+    precision: Interval
+    """Share of those looked for below it; the interval is of ones that had no part in it."""
+    recall: Interval
+    """Share of those looked for that are below it; the interval as above."""
+
+
+def lowest(score_N: Floats, wanted_N: Flags, settings: ThresholdSettings) -> Lowest | None:
+    """Return the highest threshold below which the share of wanted ones is the precision asked for.
+
+    None where there is no such threshold. What one looks for among the highest scores is among the
+    lowest of their negatives.
+    """
+    order_N = np.argsort(score_N, kind="stable")
+    score_N, wanted_N = score_N[order_N], wanted_N[order_N]
+    ends_N = np.append(score_N[1:] > score_N[:-1], False)  # never below all of them
+    middle_N = np.append((score_N[:-1] + score_N[1:]) / 2, score_N[-1])
+    at = int(_places(np.ones((1, len(score_N))), wanted_N, ends_N, settings)[0])
+    if at < 0:
+        return None
+    place_W, precision_W, recall_W = _judged_anew(wanted_N, ends_N, settings)
+    hits = int(wanted_N[: at + 1].sum())
+    return Lowest(
+        threshold=interval(middle_N[at], middle_N[place_W], settings),
+        below=at + 1,
+        precision=interval(hits / (at + 1), precision_W, settings),
+        recall=interval(hits / int(wanted_N.sum()), recall_W, settings),
+    )
 
 
 def _places(
@@ -240,7 +270,8 @@ def _draws(count: int, settings: ThresholdSettings) -> Iterator[NDArray[np.int64
         yield rng.integers(0, count, count)
 
 
-def _interval(value: float, drawn_W: list[float] | Floats, settings: ThresholdSettings) -> Interval:
+def interval(value: float, drawn_W: list[float] | Floats, settings: ThresholdSettings) -> Interval:
+    """Return a figure with the interval of what it is when the sample is drawn anew."""
     tail = (1 - settings.confidence) / 2
     low, high = np.quantile(np.asarray(drawn_W), [tail, 1 - tail]).tolist()
     return Interval(value=float(value), low=low, high=high)

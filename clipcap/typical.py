@@ -20,15 +20,15 @@ VERSION: Final = 1
 _SHARDS: Final = 8  # that images are taken from
 
 
-def images(url: str, out: str, ref: EncoderRef, count: int) -> pa.Table:
-    """Return so many rows of an output's embeddings, or all; those at `url` if it has some.
+def images(url: str, out: str, ref: EncoderRef, count: int, *, least: int = 0) -> pa.Table:
+    """Return so many rows of an output's embeddings, or all; those at `url` if it has enough.
 
     Raises:
         NotFoundError: a shard is not embedded.
     """
     recipe = digest(["typical", VERSION, ref.sha256, ref.preprocess_sha256, count])
     found = commits.find(url)
-    if found is None or found.recipe != recipe:
+    if found is None or found.recipe != recipe or found.rows < least:
         table = _spread(out, ref, count)
         made = Fingerprint(recipe, digest(table["content_sha256"].to_pylist()))
         metadata = {"members": made.members, "model_id": ref.model_id}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -15,7 +15,10 @@ from prefect.artifacts import (
 
 from clipcap import outcomes
 from clipcap.outcomes import Night, Outcome
+from clipcap.stages.drift import sentence
 from clipcap.stages.publish import Published
+
+_CANARIES: Final = 20
 
 
 class Artifacts:
@@ -69,6 +72,10 @@ def summary(night: Night, published: Published | None) -> str:
     if reasons := outcomes.reasons(night.outcomes):
         counted = ", ".join(f"{name} {count}" for name, count in reasons.items())
         lines += ["", f"Rejected: {counted}."]
+    if night.drift is not None:
+        told = [f"- {sentence(one)}" for one in night.drift.over]
+        told += [f"- canary {one.image}: {one.why}" for one in night.drift.moved[:_CANARIES]]
+        lines += ["", "Not as on earlier nights:", "", *told] if told else []
     if published is not None:
         lines += [
             "",

@@ -23,6 +23,7 @@ from clipcap.layout import Run, Shard
 from clipcap.outcomes import Night, Outcome
 from clipcap.plans import Plan
 from clipcap.settings import Settings
+from clipcap.stability import Drift
 from clipcap.stages.publish import Published, record_failure
 from flows import _join
 from flows._artifacts import Artifacts
@@ -54,6 +55,7 @@ class Ledger:
     ) -> None:
         start = flow_run.scheduled_start_time.astimezone(UTC)  # now, where nothing is scheduled
         self.plan: Plan | None = None
+        self.drift: Drift | None = None
         self.run = Run(
             run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
             out=storage.canonical(out),
@@ -131,6 +133,7 @@ class Ledger:
         return replace(
             self._opening,
             plan=self.plan,
+            drift=self.drift,
             outcomes=tuple(self._outcomes),
             seconds=tuple(self._seconds.items()),
             model_ids=tuple(dict.fromkeys(found.of for found in used if found.of)),

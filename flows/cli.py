@@ -30,6 +30,8 @@ COMMANDS: Final = {
         "choose",
         "Choose for every image of OUT among candidate texts the ones that fit best.",
     ),
+    "ask": ("ask", "Ask every image of OUT questions with candidate answers."),
+    "where": ("where", "Look at parts of every image of OUT, and say where in it labels are seen."),
     "train": (
         "stages",
         "Train a captioner on the captions that people wrote for OUT's images, or on texts alone.",
@@ -44,6 +46,10 @@ COMMANDS: Final = {
     ),
     "export-clipcap": ("convert", "Write CAPTIONER as a checkpoint of the original ClipCap, FILE."),
     "models": ("models", "List the models on this machine, and some that can be had."),
+    "labels": (
+        "labels",
+        "List, check, propose, fit, learn and judge label sets.",
+    ),
     "evaluate": ("evaluate", "Judge the captions of OUT by what people wrote for the same images."),
     "compare": (
         "evaluate",
@@ -53,6 +59,7 @@ COMMANDS: Final = {
         "calibrate",
         "Measure below which scores captions of OUT want a second look; keep it by the captioner.",
     ),
+    "drift": ("drift", "Say how the newest night over OUT differs from those before it."),
     "verify": ("verify", "Check every file of OUT against contract, digests and commits."),
     "doctor": ("doctor", "Look whether everything a run needs is here."),
 }

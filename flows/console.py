@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -36,10 +37,12 @@ def stage_line(stage: str, night: Night) -> str:
     if stage == "shard":
         text, images = _taken_in(night), total.computed + total.rejected
     else:
-        sets = max(1, len({outcome.of for outcome in done})) if stage == "label" else 1
-        images = total.computed // sets
+        made = Counter[str]()  # of each label set; a new one may be the only one with work to do
+        for outcome in done:
+            made[outcome.of if stage == "label" else ""] += outcome.computed
+        sets, images = len(+made), max(made.values(), default=0)
         text = _described(stage, images, done)
-        text += f" with {sets} label sets" if stage == "label" and images else ""
+        text += f" with {_count(sets, 'label set')}" if stage == "label" and images else ""
     rate = f", {images / max(seconds, 1e-9):,.0f} images/s" if images else ""
     model = f" ({total.model_s:.1f} s in the model)" if total.model_s else ""
     return f"{stage:<{_WIDTH}}{text}, {seconds:.1f} s{model}{rate}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import date
 
+from clipcap.stages.canaries import Judges, require_kept
+from clipcap.stages.drift import require_alike
 from flows._flow import flow
 from flows._ledger import Finished, Ledger
 from flows.settings import NightlySettings, settled
 from flows.shard import take_in
 from tasks.caption import caption_partition
+from tasks.drift import check_canaries, compare_night, look_at_canaries
 from tasks.embed import embed_partition
 from tasks.label import label_partition
 from tasks.preflight import check_models, check_places
@@ -36,9 +39,11 @@ def nightly(
         settings = _settled(settings, out)
         _require_ready(ledger, source, out, settings)
         ledger.confirm()
+        _look_at_canaries(ledger, settings)
         take_in(ledger, source, settings.shard, max_reject_rate=settings.max_reject_rate)
         _describe(ledger, settings)
         with ledger.stage("publish"):
+            _compare(ledger, settings)
             published = ledger.call(publish_night, ledger.night(), settings.publish)
         return ledger.finish(published)
 
@@ -55,7 +60,26 @@ def _require_ready(ledger: Ledger, source: str, out: str, settings: NightlySetti
     devices = (settings.speed.device, settings.caption_speed.device)
     label_sets = settings.label.label_sets
     ledger.call(check_models, settings.embed, settings.caption, label_sets, devices)
+    if settings.drift is not None and settings.drift.canaries:
+        ledger.call(check_canaries, settings.drift.canaries, label_sets)
     ledger.call(check_places, source, out)
+
+
+def _look_at_canaries(ledger: Ledger, settings: NightlySettings) -> None:
+    """Stop before anything is taken in if the images that must keep their labels do not."""
+    if settings.drift is None or not settings.drift.canaries:
+        return
+    judges = Judges(settings.embed, settings.speed, settings.label)
+    with ledger.stage("canaries"):
+        ledger.drift = ledger.call(look_at_canaries, ledger.run, settings.drift, judges)
+        require_kept(ledger.drift)
+
+
+def _compare(ledger: Ledger, settings: NightlySettings) -> None:
+    """Stop before anything is published if the night differs too much from those before it."""
+    if settings.drift is not None:
+        ledger.drift = ledger.call(compare_night, ledger.night(), settings.drift)
+        require_alike(ledger.drift)
 
 
 def _describe(ledger: Ledger, settings: NightlySettings) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field
 from clipcap import promotions, storage
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.settings import Settings
+from clipcap.stability import DriftSettings
 from clipcap.stages.caption import CaptionSettings, CaptionSpeed
 from clipcap.stages.label import LabelSettings
 from clipcap.stages.publish import PublishSettings
@@ -39,6 +40,8 @@ class NightlySettings(Settings):
     """Which captioner writes the captions; null writes none."""
     label: LabelSettings = LabelSettings()
     """Which labels are given."""
+    drift: DriftSettings | None = DriftSettings()
+    """How the night is compared with earlier ones before it is published; null: not at all."""
     publish: PublishSettings = PublishSettings()
     """What is left beside the tables."""
     speed: Speed = Speed()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipcap import embedding, storage
 from clipcap.embedding import EmbedSettings
-from clipcap.encoders.openclip import choose_device
+from clipcap.encoding import choose_device
 from clipcap.errors import SettingsError
 from clipcap.labels import bank, sets
 from clipcap.stages.caption import CaptionSettings, choose

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,13 @@ class Tiny:
     label_set: str
 
 
-def make_tiny(folder: Path, seed: int = 0) -> Tiny:
+def make_tiny(
+    folder: Path, seed: int = 0, make: Callable[[Path, int], object] = make_tiny_clip
+) -> Tiny:
     """Write a random CLIP of D = 16, a captioner that reads its embeddings, and a label set."""
     folder.mkdir(parents=True, exist_ok=True)
-    clip = make_tiny_clip(_made(folder / f"clip-{seed}"), seed)
+    clip = _made(folder / f"clip-{seed}")
+    make(clip, seed)
     encoder = EmbedSettings(model=str(clip))
     ref = embedding.reference(encoder)
     captioner = tiny_captioner(seed, stop_bonus=1.0)

@@ -48,11 +48,11 @@ def held_out_images(count: int, seed: int) -> list[tuple[Scene, Image.Image]]:
 
 def embed(encoder_folder: Path, images: Sequence[Image.Image]) -> Tensor:
     """Embed images as the embeddings table has them: unit length, rounded to float16."""
-    encoder = _encoder(encoder_folder)
+    side = encoder(encoder_folder)
     parts = []
     for first in range(0, len(images), _BATCH):
-        batch = [encoder.preprocess(image) for image in images[first : first + _BATCH]]
-        parts.append(encoder.encode_images(torch.stack(batch)))
+        batch = [side.preprocess(image) for image in images[first : first + _BATCH]]
+        parts.append(side.encode_images(torch.stack(batch)))
     return functional.normalize(torch.cat(parts), dim=-1).half().float()
 
 
@@ -85,14 +85,15 @@ def write(figures: Figures, path: Path) -> None:
     path.write_text(json.dumps(asdict(figures), indent=2) + "\n")
 
 
-def _encoder(folder: Path) -> openclip.Encoder:
+def encoder(folder: Path) -> openclip.Encoder:
+    """Return the encoder of a folder, on the CPU."""
     return openclip.load(openclip.Settings(model=str(folder), device="cpu"))
 
 
 def _top1(encoder_folder: Path, name: str, embedding_ND: Tensor) -> list[str]:
     """Return the likeliest label of each embedding."""
-    label_set, encoder = sets.load(name), _encoder(encoder_folder)
-    made = bank.in_words(label_set, bank.encoded(label_set, encoder), scale=encoder.logit_scale)
+    label_set, side = sets.load(name), encoder(encoder_folder)
+    made = bank.in_words(label_set, bank.encoded(label_set, side), scale=side.logit_scale)
     _, score_NC = scoring.whole(embedding_ND.numpy(), made)
     return [label_set.names[index] for index in score_NC.argmax(axis=1)]
 

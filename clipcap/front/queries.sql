@@ -58,18 +58,26 @@ SELECT captioner_id, reason, count(*) AS images, count(*) FILTER (status = 'supp
 FROM (SELECT *, unnest(review_reasons) AS reason FROM captions)
 GROUP BY captioner_id, reason ORDER BY captioner_id, images DESC, reason;
 
--- What is in the collection, and how sure are we? `unknown` has no accepted label.
+-- What is in the collection, and how sure are we? By the best accepted label of each image; NULL: it
+-- has none.
 CREATE OR REPLACE VIEW label_mix AS
+WITH best AS (
+    SELECT * FROM labels
+    QUALIFY row_number() OVER (PARTITION BY label_set, image_id ORDER BY accepted DESC, rank) = 1
+)
 SELECT label_set, if(accepted, label, NULL) AS label, count(*) AS images,
        round(count(*) / sum(count(*)) OVER (PARTITION BY label_set), 4) AS share,
        round(avg(score), 3) AS mean_score, round(avg(margin), 3) AS mean_margin
-FROM labels WHERE rank = 1 GROUP BY label_set, if(accepted, label, NULL)
+FROM best GROUP BY label_set, if(accepted, label, NULL)
 ORDER BY label_set, images DESC, 2;
 
 -- Did the mix of the newest date change against all dates before?
 -- Population stability index: over 0.1 look, over 0.25 act. No rows while there is only one date.
 CREATE OR REPLACE VIEW label_drift AS
-WITH best AS (SELECT label_set, if(accepted, label, NULL) AS label, dt FROM labels WHERE rank = 1),
+WITH best AS (
+         SELECT label_set, if(accepted, label, NULL) AS label, dt FROM labels
+         QUALIFY row_number() OVER (PARTITION BY label_set, image_id ORDER BY accepted DESC, rank) = 1
+     ),
      newest AS (SELECT label_set, max(dt) AS dt FROM best GROUP BY label_set HAVING min(dt) < max(dt)),
      counted AS (
          SELECT label_set, label, newest.dt AS newest, count(*) FILTER (best.dt = newest.dt) + 0.5 AS now,

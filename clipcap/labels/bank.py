@@ -19,7 +19,7 @@ from clipcap import embedding, layout, storage, tables
 from clipcap.commits import Commit
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import NotFoundError, SettingsError
-from clipcap.labels import sets
+from clipcap.labels import sets, stored
 from clipcap.labels.sets import LabelSet
 from clipcap.settings import canonical_json, digest
 
@@ -35,6 +35,7 @@ Activation = Literal["softmax", "sigmoid", "contrast"]
 VERSION: Final = 2
 """Raised by hand when a bank's numbers change their meaning."""
 FITTED: Final = ".parquet"
+_AT_ONCE: Final = 256  # labels whose texts are encoded before their means are taken
 _NOTES: Final = {"source", "licence"}
 _LOCK: Final = Lock()
 
@@ -85,8 +86,17 @@ def load(name: str) -> Given:
     return Given(label_set, _digest(label_set))
 
 
-def of(given: Given, source: Commit, *, out: str, encoder: EmbedSettings) -> Bank:
+def of(
+    given: Given, source: Commit, *, out: str, encoder: EmbedSettings, to_fit: bool = False
+) -> Bank:
     """Return the bank for the embeddings of a commit; texts are encoded once and kept in `out`.
+
+    Args:
+        given: the label set.
+        source: the embeddings.
+        out: the canonical URL of the output.
+        encoder: the encoder of the embeddings.
+        to_fit: the scores will be fitted, so that a bias that the model lacks is 0 for now.
 
     Raises:
         SettingsError: it was fitted to other embeddings, or sigmoid scores need what is not there.
@@ -95,9 +105,13 @@ def of(given: Given, source: Commit, *, out: str, encoder: EmbedSettings) -> Ban
         require_same_model(given.fitted, source)
         return given.fitted
     scale = float(source.metadata["logit_scale"])
-    bias = source.metadata.get("logit_bias")
-    vector_CD = text_embeddings(given.label_set, out=out, encoder=encoder)
-    made = in_words(given.label_set, vector_CD, scale=scale, bias=bias and float(bias))
+    found = source.metadata.get("logit_bias")
+    bias = float(found) if found else None
+    label_set = given.label_set
+    if to_fit and bias is None and _are_alone(label_set) and not label_set.background:
+        bias = 0.0
+    vector_CD = text_embeddings(label_set, out=out, encoder=encoder)
+    made = in_words(label_set, vector_CD, scale=scale, bias=bias)
     return replace(
         made,
         model_id=source.metadata["model_id"],
@@ -106,7 +120,7 @@ def of(given: Given, source: Commit, *, out: str, encoder: EmbedSettings) -> Ban
 
 
 def in_words(
-    label_set: LabelSet, vector_CD: Floats, *, scale: float, bias: float | str | None = None
+    label_set: LabelSet, vector_CD: Floats, *, scale: float, bias: float | None = None
 ) -> Bank:
     """Return the bank of a label set that nobody has fitted: the model's own scale and bias.
 
@@ -119,30 +133,34 @@ def in_words(
     Raises:
         SettingsError: sigmoid scores of a model without a bias need background names.
     """
-    has_bias = isinstance(bias, float)
-    sigmoid = label_set.scores == "sigmoid" or (
-        label_set.scores == "model" and (has_bias or label_set.multi_label)
-    )
+    has_bias = bias is not None
+    sigmoid = _are_alone(label_set) or (has_bias and label_set.scores == "model")
     if sigmoid and not has_bias and not label_set.background:
         raise SettingsError(
             f"The label set {label_set.name} scores each label alone, for which this model must "
             "have a bias, or the label set `background` names to compare with, but neither is "
             "there. Add background names, or fit it: `clipcap labels fit`."
         )
-    count = len(vector_CD)
+    has_texts_C = vector_CD.any(axis=1)  # a group has none: its score is its children's
     alone: Activation = "sigmoid" if has_bias else "contrast"
     thresholds = [label_set.threshold if one.threshold is None else one.threshold
                   for one in label_set.labels]  # fmt: skip
     return Bank(
         label_set=label_set,
         vector_CD=np.ascontiguousarray(vector_CD, dtype=np.float32),
-        gain_C=np.full(count, scale, np.float32),
-        shift_C=np.full(count, bias if has_bias else 0.0, np.float32),
+        gain_C=np.where(has_texts_C, np.float32(scale), np.float32(0)),
+        shift_C=np.where(has_texts_C, np.float32(bias or 0), np.float32(-np.inf)),
         threshold_N=np.array(thresholds, dtype=np.float32),  # None becomes NaN
         activation=alone if sigmoid else "softmax",
         model_id="",
         model_sha256="",
     )
+
+
+def _are_alone(label_set: LabelSet) -> bool:
+    """Whether each label is scored alone, whatever the model."""
+    is_models = label_set.scores == "model" and label_set.multi_label
+    return label_set.scores == "sigmoid" or is_models
 
 
 def require_same_model(bank: Bank, source: Commit) -> None:
@@ -157,6 +175,12 @@ def require_same_model(bank: Bank, source: Commit) -> None:
             f"The label set {bank.label_set.name} must be fitted to the embeddings {source.url}, "
             f"made by {source.metadata.get('model_id')} with weights {found[:12]}, but was fitted "
             f"to {bank.model_id} with {bank.model_sha256[:12]} instead. Fit it again."
+        )
+    width, dim = bank.vector_CD.shape[1], int(source.metadata.get("dim", 0))
+    if dim and dim != width:
+        raise SettingsError(
+            f"The label set {bank.label_set.name} must have vectors of {dim} numbers, as the "
+            f"embeddings {source.url}, but has {width} numbers. Fit it again."
         )
 
 
@@ -201,20 +225,7 @@ def from_table(table: pa.Table, url: str) -> Bank:
             "A label set in Parquet must be one that `clipcap labels fit` or `clipcap labels "
             f"learn` wrote with this version, but {url} is not. Fit it again."
         )
-    label_set = LabelSet.model_validate_json(metadata["label_set"])
-    columns = [table[name].to_numpy() for name in ("gain", "shift", "threshold")]
-    gain_C, shift_C, threshold_C = (np.asarray(one, dtype=np.float32) for one in columns)
-    return Bank(
-        label_set=label_set,
-        vector_CD=tables.vectors(table),
-        gain_C=gain_C,
-        shift_C=shift_C,
-        threshold_N=threshold_C[: len(label_set.labels)],
-        activation=cast("Activation", activation),
-        model_id=metadata["model_id"],
-        model_sha256=metadata["model_sha256"],
-        fit=metadata["fit"],
-    )
+    return Bank(activation=cast("Activation", activation), **stored.parts(table, url))
 
 
 def text_embeddings(label_set: LabelSet, *, out: str, encoder: EmbedSettings) -> Floats:
@@ -237,11 +248,20 @@ def text_embeddings(label_set: LabelSet, *, out: str, encoder: EmbedSettings) ->
 
 
 def encoded(label_set: LabelSet, encoder: Encoder) -> Floats:
-    """Return one unit vector per label and background name: the mean of its texts' unit vectors."""
+    """Return a unit vector per label and background name: the mean of its texts' unit vectors.
+
+    A group, which has no texts, gets zeros. Texts of some labels at a time are held.
+    """
     texts_C = label_set.texts()
-    flat = encoder.encode_texts([text for texts in texts_C for text in texts]).numpy()
-    ends = np.cumsum([len(texts) for texts in texts_C])[:-1]
-    return np.stack([_averaged(part_MD) for part_MD in np.split(flat, ends)])
+    vector_CD = np.zeros((len(texts_C), encoder.dim), np.float32)
+    for at in range(0, len(texts_C), _AT_ONCE):
+        some = texts_C[at : at + _AT_ONCE]
+        flat_TD = encoder.encode_texts([text for texts in some for text in texts]).numpy()
+        ends = np.cumsum([len(texts) for texts in some])
+        for n, end in enumerate(ends):
+            if some[n]:
+                vector_CD[at + n] = _averaged(flat_TD[end - len(some[n]) : end])
+    return vector_CD
 
 
 def _averaged(embedding_MD: Floats) -> Floats:
@@ -257,7 +277,7 @@ def _fitted(url: str) -> Given:
         table = tables.read(storage.canonical(url))
     except NotFoundError as error:
         raise SettingsError(f"The label set {url} is not there.") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise SettingsError(f"The label set {url} must be Parquet, but is not: {error}.") from error
     bank = from_table(table, url)
     numbers = [bank.vector_CD, bank.gain_C, bank.shift_C, bank.threshold_N]

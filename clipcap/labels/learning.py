@@ -87,7 +87,7 @@ def _require_enough(examples: Examples) -> None:
     count_C = examples.has_NC.sum(axis=0)
     if not np.isfinite(examples.embedding_ND).all():
         raise SettingsError("Every embedding must be of numbers, but some are not. Embed again.")
-    if len(count_C) < 2:
+    if len(count_C) < 1 + examples.exclusive:
         raise SettingsError(
             "There must be two labels at least, or one and images of none of it (an empty label), "
             f"but there are {len(count_C)}."

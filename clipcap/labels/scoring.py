@@ -78,7 +78,7 @@ class Scorer:
         self._logit_BC, self._score_BC = torch.empty(room, device=self._device)
 
     def _moved(self, numbers: Floats) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(numbers)).to(self._device)
+        return torch.tensor(numbers, device=self._device)  # a copy: Arrow's cannot be written to
 
     def best(self, embedding_BD: Floats) -> Best:
         """Return the rows of some images."""

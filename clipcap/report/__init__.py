@@ -63,6 +63,7 @@ def render(night: Night, *, images: int) -> str:
         tiles=summary.tiles(night, gathered, groups),
         bundled=_bundled(night),
         gathered=gathered,
+        has_drift=night.drift is not None and bool(night.drift.measures or night.drift.canaries),
         queue=cards(night.run.out, gathered.queue),
         sheet=cards(night.run.out, gathered.sheet),
         groups=groups,

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
-from clipcap import ahead, commits, layout, manifest, storage, thumbnails, workers
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipcap import ahead, commits, layout, manifest, storage, tables, thumbnails, workers
 from clipcap.errors import ImageError, StorageError, TransientStorageError
 from clipcap.layout import Shard
 from clipcap.workers import WorkerSettings
@@ -16,6 +19,13 @@ from clipcap.workers import WorkerSettings
 _READS: Final = 4
 _LABELS: Final = 4
 _CANDIDATES: Final = 5
+_MANIFEST: Final = [
+    "image_id", "source_uri", "member_offset", "member_bytes", "width", "height", "exif",
+    "taken_at", "flags",
+]  # fmt: skip
+_NOTHING: Final = dict.fromkeys(
+    ("caption", "clip_score", "reference_captions", "candidates", "review_reasons")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,25 @@ class Seen:
     shard: Shard
     row: Mapping[str, Any]
     labels: Sequence[Label]
+
+
+def find(out: str, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Seen]:
+    """Return where pictures lie, by `image_id`; of images that are live still.
+
+    Args:
+        out: the canonical URL of the output.
+        told: by image, what its card shall say: columns of the captions table, or none.
+    """
+    ids = pa.array(list(told), pa.string())
+    found: dict[str, Seen] = {}
+    for shard in manifest.shards(out):
+        if len(found) == len(told):
+            break
+        table = tables.read(layout.manifest(out, shard), _MANIFEST)
+        for row in table.filter(pc.is_in(table["image_id"], value_set=ids)).to_pylist():
+            image_id = row["image_id"]
+            found[image_id] = Seen(shard, {**row, **_NOTHING, **told[image_id]}, ())
+    return found
 
 
 def cards(out: str, seen: Sequence[Seen]) -> list[Card]:

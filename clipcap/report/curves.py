@@ -1,4 +1,4 @@
-"""Numbers over steps in, where the lines of a drawing go out; the page draws them as SVG."""
+"""Numbers over steps, or over anything else, in; where the lines of a drawing go, out."""
 
 from __future__ import annotations
 
@@ -43,13 +43,20 @@ class Chart:
     marks: tuple[tuple[float, str], ...]
 
 
-def chart(title: str, series: Mapping[str, Points], marks: Mapping[str, int | None]) -> Chart:
+def chart(
+    title: str,
+    series: Mapping[str, Points],
+    marks: Mapping[str, int | None],
+    *,
+    over: str = "steps",
+) -> Chart:
     """Lay out some curves over steps; a number that is not finite leaves a gap no one sees.
 
     Args:
         title: what is drawn.
         series: (step, value) in order, by the name of the curve; at least one point in all.
         marks: steps to be marked, by name; None is left out.
+        over: what lies across, for who cannot see it.
     """
     kept = {
         name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()
@@ -73,7 +80,7 @@ def chart(title: str, series: Mapping[str, Points], marks: Mapping[str, int | No
         lines.append(Line(name, path, placed if len(placed) <= _FEW else ()))
     return Chart(
         title=title,
-        told=_told(title, kept, int(last)),
+        told=_told(f"{title} over {int(last):,} {over}", kept),
         lines=tuple(lines),
         across=tuple((at_x(x), f"{x:,.0f}") for x in _ticks(0, last) if x <= last),
         up=tuple((at_y(y), f"{y:.4g}") for y in ticks_up if low <= y <= high),
@@ -81,13 +88,13 @@ def chart(title: str, series: Mapping[str, Points], marks: Mapping[str, int | No
     )
 
 
-def _told(title: str, kept: Mapping[str, Points], last: int) -> str:
+def _told(title: str, kept: Mapping[str, Points]) -> str:
     parts = [
         f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}"
         for name, points in kept.items()
         if points
     ]
-    return f"{title} over {last:,} steps: {', '.join(parts)}"
+    return f"{title}: {', '.join(parts)}"
 
 
 def _ticks(low: float, high: float) -> Iterator[float]:

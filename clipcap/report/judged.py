@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from clipcap import layout, manifest, tables
 from clipcap.report import templates
-from clipcap.report.cards import Card, Seen, cards
+from clipcap.report.cards import Card, cards, find
 
 SHOWN: Final = 12
 """Images of each section."""
@@ -23,10 +21,7 @@ _POLICY: Final = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
 )
-_MANIFEST: Final = [
-    "image_id", "source_uri", "member_offset", "member_bytes", "width", "height", "exif",
-    "taken_at", "flags",
-]  # fmt: skip
+_TOLD: Final = ("caption", "clip_score", "reference_captions")
 _METRICS: Final = ("cider_d", "rouge_l", "bleu_4", "clip_score", "ref_clip_score")
 
 
@@ -76,7 +71,10 @@ def render(
     rank = "cider_d" if table["cider_d"].null_count < table.num_rows else "rouge_l"
     old = {row["image_id"]: row for row in before.to_pylist()} if before is not None else {}
     picked = _picked(table.to_pylist(), old, rank)
-    seen = _seen(out, {row["image_id"]: row for part in picked for row in part.rows})
+    told_of = {
+        row["image_id"]: {name: row[name] for name in _TOLD} for part in picked for row in part.rows
+    }
+    seen = find(out, told_of)
     drawn = dict(zip(seen, cards(out, list(seen.values())), strict=True))
     sections = [
         Section(
@@ -119,22 +117,6 @@ def _picked(
 
 def _gain(row: Mapping[str, Any], old: Mapping[str, Any], rank: str) -> float:
     return float((row[rank] or 0.0) - (old[rank] or 0.0))
-
-
-def _seen(out: str, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Seen]:
-    """Return where the pictures lie, by image; of images that are live still."""
-    ids = pa.array(list(wanted), pa.string())
-    found: dict[str, Seen] = {}
-    for shard in manifest.shards(out):
-        if len(found) == len(wanted):
-            break
-        table = tables.read(layout.manifest(out, shard), _MANIFEST)
-        for row in table.filter(pc.is_in(table["image_id"], value_set=ids)).to_pylist():
-            score = wanted[row["image_id"]]
-            told = {name: score[name] for name in ("caption", "clip_score", "reference_captions")}
-            nothing = {"candidates": None, "review_reasons": None}
-            found[row["image_id"]] = Seen(shard, {**row, **told, **nothing}, ())
-    return found
 
 
 def _shown(row: Mapping[str, Any], card: Card, old: Mapping[str, Any] | None) -> Shown:

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from clipcap.outcomes import Night, StageName, total
 from clipcap.report.gathering import Gathered
 from clipcap.report.rejected import Group
+from clipcap.stability import Drift
 
 _MANY_REJECTS: Final = 0.05
 _MINUTE_S: Final = 60.0
@@ -85,8 +86,12 @@ def verdict(night: Night, gathered: Gathered, rejected: Sequence[Group]) -> Verd
         parts.append(_left_out(out, out + taken, rejected))
     if gathered.in_queue:
         parts.append(f"{number(gathered.in_queue)} {_wait(gathered.in_queue)} for a second look.")
+    if night.drift and night.drift.level != "ok":
+        parts.append(_drifted(night.drift))
     many = out > _MANY_REJECTS * max(out + taken, 1)
     moved = any(mix.moved for mix in gathered.mixes)
+    if night.drift and (night.drift.measures or night.drift.canaries):
+        moved = night.drift.level != "ok"
     if many or gathered.in_queue or moved:
         return Verdict("look", sentence, " ".join(parts))
     return Verdict("good" if taken or gathered.images else "quiet", sentence, " ".join(parts))
@@ -113,6 +118,14 @@ def _left_out(out: int, read: int, rejected: Sequence[Group]) -> str:
     mostly = ", mostly" if len(rejected) > 1 else ":"
     reason = rejected[0].reason.replace("_", " ")
     return f"{number(out)} ({out / read:.0%}) {_were(out)} left out{mostly} \u201c{reason}\u201d."
+
+
+def _drifted(drift: Drift) -> str:
+    names = [f"{one.name} of {one.of}" if one.of else one.name for one in drift.over]
+    told = [f"Not as on earlier nights: {', '.join(names)}."] if names else []
+    if drift.moved:
+        told.append(f"{len(drift.moved)} of {len(drift.canaries)} canaries moved.")
+    return " ".join(told)
 
 
 def _kind(night: Night) -> str:

@@ -206,7 +206,7 @@ def _outcome(
 def load(chosen: Chosen, speed: CaptionSpeed) -> Captioner:
     """Return the captioner, loaded once in a process whichever thread asks first."""
     from clipcap import captioner
-    from clipcap.encoders.openclip import choose_device
+    from clipcap.encoding import choose_device
 
     device = str(choose_device(speed.device))
     with _LOCK:

@@ -18,13 +18,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from clipcap import (
+    asides,
     candidatefiles,
-    cards,
     choicerows,
     commits,
     embedding,
     layout,
-    manifest,
     models,
     rows,
     storage,
@@ -34,7 +33,7 @@ from clipcap import (
 from clipcap.candidatefiles import Candidates
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings, Speed
-from clipcap.errors import NotFoundError, SettingsError
+from clipcap.errors import SettingsError
 from clipcap.layout import Shard
 from clipcap.models import EncoderRef
 from clipcap.settings import Settings, digest
@@ -107,19 +106,14 @@ def choose(
     """
     if not settings.candidates:
         raise SettingsError("There must be candidates to choose from: give --candidates FILE.")
-    before = _tables(storage.canonical(folder), out)
+    before = commits.made_from(out, storage.canonical(folder), "choices_of")
     work = _Work(out, storage.canonical(folder), settings, encoder, speed)
     done = Choices(work.folder, work.candidates)
-    shards = manifest.shards(out)
-    if not shards:
-        raise NotFoundError(f"There must be images in {out} to choose for, but there are none.")
-    sources = [work.source(shard) for shard in shards]  # refuses before anything is written
-    for shard, source in zip(shards, sources, strict=True):
+    card = None if work.captioner is None else work.captioner.card
+    sources = asides.sources(out, work.ref, card)
+    for shard, source in sources.items():
         _count(_commit(shard, source, work, done), done)
-    for url in before:
-        if layout.shard_of(url) not in shards:
-            storage.delete(url)
-            done.removed += 1
+    done.removed = asides.removed(before, list(sources))
     return done
 
 
@@ -168,21 +162,14 @@ def _count(commit: Commit, done: Choices) -> None:
             done.chosen[done.candidates.same[int(index)]] += count
 
 
-def _tables(folder: str, out: str) -> list[str]:
-    """Return the tables in a folder, all of them choices for this output.
+def asked(captioner: str, precision: str, encoder: EmbedSettings) -> caption.Chosen:
+    """Return the captioner whose language model is asked; how it captions does not matter.
 
     Raises:
-        SettingsError: there is something else.
+        SettingsError: nobody knows it, or it does not fit the encoder.
     """
-    found = [one.url for one in storage.listed(folder) if one.url.endswith(".parquet")]
-    for url in found:
-        there = commits.find(url)
-        if there is not None and there.metadata.get("choices_of") != out:
-            raise SettingsError(
-                f"The choices for {out} must have a folder of their own, but {url} is something "
-                "else. Name another folder."
-            )
-    return found
+    told = {"captioner": captioner, "precision": precision, **_UNJUDGED}
+    return caption.choose(caption.CaptionSettings.model_validate(told), encoder)
 
 
 class _Work:
@@ -196,33 +183,9 @@ class _Work:
         self.ref: EncoderRef = embedding.reference(encoder)
         self.captioner: caption.Chosen | None = None
         if settings.by != "clip_score":
-            told = settings.model_dump(include={"captioner", "precision"})
-            asked = caption.CaptionSettings.model_validate(told | _UNJUDGED)
-            self.captioner = caption.choose(asked, encoder)
+            self.captioner = asked(settings.captioner, settings.precision, encoder)
         self.candidates = candidatefiles.read(settings.candidates, out)
         self._offered = digest([self.candidates.same, dict(self.candidates.own)])
-        self._scale = 1.0
-
-    def source(self, shard: Shard) -> Commit:
-        """Return the embeddings of a shard, once it is sure that all fits."""
-        ref = self.ref
-        source = embedding.committed(shard, ref, out=self.out)
-        if source.metadata.get("model_sha256") != ref.sha256:
-            raise SettingsError(
-                f"The embeddings {source.url} must be made by {ref.model_id} with weights "
-                f"{ref.sha256[:12]}, but are made with "
-                f"{source.metadata.get('model_sha256', '')[:12]} instead. Embed again."
-            )
-        if self.captioner is not None:
-            cards.require_fit(
-                self.captioner.card,
-                model_id=ref.model_id,
-                sha256=ref.sha256,
-                preprocess_sha256=source.metadata.get("preprocess_sha256"),
-                dim=int(source.metadata.get("dim", 0)),
-            )
-        self._scale = float(source.metadata["logit_scale"])
-        return source
 
     def wanted(self, source: Commit) -> Fingerprint:
         """Return the fingerprint that the table of a shard must have."""
@@ -268,7 +231,8 @@ class _Work:
             return None
         from clipcap.choosing import ByClip
 
-        return ByClip(embedding.load(self.encoder, self.speed), self._scale)
+        encoder = embedding.load(self.encoder, self.speed)
+        return ByClip(encoder, encoder.logit_scale)
 
     @cached_property
     def _language(self) -> ByLikelihood | None:

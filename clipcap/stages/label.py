@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -15,7 +16,6 @@ from pydantic import Field
 from clipcap import commits, embedding, layout, rows, tables
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings
-from clipcap.errors import SettingsError
 from clipcap.labels import bank
 from clipcap.labels.bank import Given
 from clipcap.layout import Run, Shard
@@ -78,8 +78,7 @@ def label(
         SettingsError: the embeddings are of other weights than the encoder asked for.
     """
     ref = embedding.reference(encoder)
-    source = embedding.committed(shard, ref, out=run.out)
-    _require_same_encoder(source, ref)
+    source = embedding.current(shard, ref, out=run.out)
     work = _Work(run, settings, encoder, source, ref)
     return [_label(shard, given, work) for given in label_sets]
 
@@ -103,7 +102,7 @@ def _label(shard: Shard, given: Given, work: _Work) -> Outcome:
         "members": wanted.members,
         "label_set": canonical_json(given.label_set.model_dump(mode="json")),
         "label_set_sha256": given.sha256,
-        "temperature": repr(1 / float(source.metadata["logit_scale"])),
+        "temperature": repr(_temperature(given, source)),
         "threshold": repr(threshold),
         "fit": given.fitted.fit if given.fitted else "",
         "model_id": work.ref.model_id,
@@ -113,13 +112,10 @@ def _label(shard: Shard, given: Given, work: _Work) -> Outcome:
     return _outcome(shard, "written", commit, started, computed=todo.num_rows)
 
 
-def _require_same_encoder(source: Commit, ref: EncoderRef) -> None:
-    if source.metadata.get("model_sha256") != ref.sha256:
-        raise SettingsError(
-            f"The embeddings {source.url} must be made by {ref.model_id} with weights "
-            f"{ref.sha256[:12]}, but are made with {source.metadata.get('model_sha256', '')[:12]} "
-            "instead. Embed again."
-        )
+def _temperature(given: Given, source: Commit) -> float:
+    """Return what cosines are divided by: the model's, or the median of a fitted label set."""
+    gains = [] if given.fitted is None else [one for one in given.fitted.gain_C.tolist() if one]
+    return 1 / (median(gains) if gains else float(source.metadata["logit_scale"]))
 
 
 def _outcome(
@@ -136,7 +132,7 @@ def _rows(todo: pa.Table, given: Given, work: _Work) -> pa.Table:
     schema = tables.SCHEMAS["labels"]
     if todo.num_rows == 0:
         return schema.empty_table()
-    from clipcap.encoders.openclip import choose_device
+    from clipcap.encoding import choose_device
     from clipcap.labels.scoring import Scorer
 
     settings = work.settings
@@ -156,7 +152,7 @@ def _rows(todo: pa.Table, given: Given, work: _Work) -> pa.Table:
 
 def _table(part: pa.Table, best: Best, given: Given, work: _Work) -> pa.Table:
     """Return the rows of the best labels of some images, in the order of the images."""
-    image_R, count = pa.array(best.image_R), len(best.image_R)
+    image_R = pa.array(best.image_R)
     columns = {
         name: part[name].combine_chunks().take(image_R)
         for name in ("image_id", "key", "content_sha256")
@@ -179,13 +175,7 @@ def _table(part: pa.Table, best: Best, given: Given, work: _Work) -> pa.Table:
         "margin": pa.array(best.margin_R),
         "accepted": pa.array(best.accepted_R),
     }
-    schema = tables.SCHEMAS["labels"]
-    made = [
-        columns[one.name].cast(one.type) if one.name in columns
-        else pa.repeat(pa.scalar(same[one.name], one.type), count)
-        for one in schema
-    ]  # fmt: skip
-    return pa.Table.from_arrays(made, schema=schema)
+    return tables.from_columns(columns, same, tables.SCHEMAS["labels"])
 
 
 def _parents(given: Given) -> pa.Array:

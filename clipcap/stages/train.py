@@ -186,7 +186,7 @@ def _existing(folder: str) -> Card | None:
 def _trained(this: _Training, data: Materials) -> TrainMetrics:
     """Train, in one of several processes or alone, report and save."""
     from clipcap import parallel
-    from clipcap.encoders.openclip import choose_device
+    from clipcap.encoding import choose_device
 
     with parallel.joined(choose_device(parallel.device(this.settings.device))) as team:
         team.require_same(this.fingerprint, "settings, images and captions")

@@ -23,6 +23,7 @@ from clipcap.errors import NotFoundError, SettingsError
 from clipcap.review import REASONS, ReviewSettings
 from clipcap.sinks.sidecars import Settings as SidecarSettings
 from clipcap.sources.folder import Settings as FolderSettings
+from clipcap.stability import Accepted, DriftSettings
 from clipcap.stages.caption import CaptionSettings
 from clipcap.stages.label import LabelSettings
 from clipcap.stages.shard import ShardSettings
@@ -102,6 +103,12 @@ LABEL_SET: Final = Choice(
 DEVICE: Final = Choice("--device", ("speed.device", "caption_speed.device"), (Speed, "device"))
 BATCH: Final = Choice(
     "--batch-size", ("speed.batch_size", "caption_speed.batch_size"), (Speed, "batch_size"), int
+)
+ACCEPT_DRIFT: Final = Choice(
+    "--accept-drift",
+    ("drift.accept",),
+    (DriftSettings, "accept"),
+    click.Choice(get_args(Accepted)),
 )
 SIDECARS: Final = Choice(
     "--sidecars",

@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import click
@@ -146,6 +147,7 @@ def _as_json(finished: Finished) -> str:
         "images": {name: getattr(plan, name) for name in counts} if plan else None,
         "rejected": outcomes.reasons(night.outcomes),
         "stages": stage_rows(night),
+        "drift": night.drift and asdict(night.drift),
         "live": published.live if published else None,
         "report_url": published.report_url if published else None,
         "manifest_url": published.manifest_url if published else None,

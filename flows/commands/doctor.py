@@ -104,7 +104,7 @@ def _memory() -> Finding:
 
 
 def _device() -> Finding:
-    from clipcap.encoders.openclip import choose_device
+    from clipcap.encoding import choose_device
 
     device = choose_device("auto")
     if device.type == "cpu":

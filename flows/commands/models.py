@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from rich.table import Table
 
-from clipcap import models as library
-from clipcap import storage
+from clipcap import modelnames, storage
 from clipcap.embedding import EmbedSettings
 from clipcap.metrics.paired import PairedSettings
 from clipcap.settings import Settings
@@ -51,7 +50,7 @@ def models(context: click.Context, *, as_json: bool, everything: bool) -> None:
         return
     from flows.console import tables_console
 
-    rows = library.listing("all" if everything else "here")
+    rows = modelnames.listing("all" if everything else "here")
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return
@@ -63,7 +62,7 @@ def models(context: click.Context, *, as_json: bool, everything: bool) -> None:
     tables_console().print(table)
     click.echo(
         "\nGive one to --model or --captioner. A model that is not here is fetched once; a folder "
-        "in open_clip's form is a name too."
+        "in the form of open_clip or transformers is a name too."
     )
 
 

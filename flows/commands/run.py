@@ -26,6 +26,7 @@ from flows.settings import NightlySettings
     options.BATCH,
     options.RATE,
     options.LIMIT,
+    options.ACCEPT_DRIFT,
     options.SIDECARS,
 )
 @json_option

@@ -41,6 +41,7 @@ FORMS = {
     "coco": json.dumps(COCO),
     "karpathy": json.dumps({"images": KARPATHY, "dataset": "coco"}),
     "list": json.dumps(ROWS),
+    "lines": "\n".join(map(json.dumps, ROWS)),
     "mapping": json.dumps(WANTED),
     "folders": TOKEN.replace("one.png", "val/one.png"),
     "bom": "\ufeff" + TOKEN,
@@ -132,6 +133,19 @@ def test_a_file_name_of_two_images_is_refused_where_it_is_used(tmp_path: Path, o
     key = images(out)["b/same.png"]["key"]
     found = captionfiles.join(written(tmp_path, text.replace("same.png", key)), out)
     assert len(found.captions) == 3
+
+
+def test_cocos_objects_are_no_captions(tmp_path: Path, out: str) -> None:
+    objects = {**COCO, "categories": [{"id": 1, "name": "cat"}]}
+    objects["annotations"] = [{"image_id": 7, "category_id": 1}]
+    with pytest.raises(SettingsError, match="'caption'"):
+        captionfiles.join(written(tmp_path, json.dumps(objects)), out)
+
+
+def test_a_broken_line_of_json_is_refused(tmp_path: Path, out: str) -> None:
+    text = FORMS["lines"] + '\n{"image": "one.png", '
+    with pytest.raises(SettingsError, match="must be COCO's JSON"):
+        captionfiles.join(written(tmp_path, text), out)
 
 
 def test_another_encoding_is_refused_with_advice(tmp_path: Path, out: str) -> None:

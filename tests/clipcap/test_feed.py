@@ -15,10 +15,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
 
-from clipcap import feed, pixels, shards, storage
+from clipcap import feed, pixels, ranges, shards, storage
 from clipcap.errors import NotFoundError, StorageError, TransientStorageError
 from clipcap.feed import Batch, Feed, Part
 from clipcap.preprocessing import PixelSettings, Preprocess
+from clipcap.windows import Grid
 from clipcap.workers import WorkerSettings
 
 WANTED = Preprocess(32, 32, "bicubic", "shortest", 0)
@@ -227,7 +228,7 @@ def test_a_store_that_says_later_ends_it(
 
 
 def test_files_that_are_held_ahead_are_bounded_by_their_bytes(tars: list[Tar]) -> None:
-    with patch.object(feed, "_RUN", 1), patch.object(feed, "_ALL_BYTES", 4_000), fed(4) as source:
+    with patch.object(ranges, "MOST", 1), patch.object(feed, "_ALL_BYTES", 4_000), fed(4) as source:
         sizes = [len(batch.errors) for batch in source.batches([tars[2].part])]
     assert sum(sizes) == len(tars[2].images)
     assert max(sizes) < 3
@@ -271,3 +272,26 @@ def test_it_holds_enough_to_keep_every_process_busy(
     batch_size: int, image_bytes: int, processes: int, batches: int
 ) -> None:
     assert feed.ahead(batch_size, image_bytes, processes) == batches
+
+
+def test_with_a_grid_each_window_is_a_row_and_a_bad_image_leaves_holes(tmp_path: Path) -> None:
+    images = [picture(1), b"no image", picture(2), picture(3)]
+    lying = tar(tmp_path / "windows.tar", images)
+    grid = Grid(2, 2)
+    wanted = replace(WANTED, grid=grid)
+    windowed: Feed[str] = Feed(wanted, PixelSettings(), DECODE, batch_size=9)
+    with windowed as source:
+        batches = [
+            replace(batch, pixels_BHWC=batch.pixels_BHWC.copy())
+            for batch in source.batches([lying.part, lying.part])
+        ]
+    assert [len(batch.errors) for batch in batches] == [8, 8] * 2  # two images of nine slots fit
+    for batch in batches:
+        assert batch.rows[feed.WINDOW].to_pylist() == [0, 1, 2, 3] * 2
+        members = batch.rows["member"].to_pylist()
+        for n, (member, window) in enumerate(zip(members, [0, 1, 2, 3] * 2, strict=True)):
+            data = images[int(member[:4])]
+            assert (batch.errors[n] is None) == (data != b"no image")
+            if data != b"no image":
+                levels = list(pixels.windowed(data, WANTED, PixelSettings(), grid))
+                assert np.array_equal(batch.pixels_BHWC[n], levels[window])

@@ -17,6 +17,7 @@ from clipcap.errors import HubError
 from clipcap.modelfolder import CONFIGURATION
 from tests.hub import empty_cache, model_hub, run_python
 from tests.models import DIM, WEIGHTS, change, make_tiny_clip
+from tests.transformersmodels import make_clip
 
 
 @pytest.fixture(autouse=True)
@@ -101,4 +102,36 @@ def test_a_repository_is_fetched_once_and_then_never_asked_for(tmp_path: Path) -
         assert sorted(fetched) == sorted(wanted)
         hub.asked.clear()
         assert run_python(ASK, names[:1], environment) == [said[0], said[3]]
+        assert hub.asked == []
+
+
+ASK_BY_NAME = """
+import sys
+from clipcap import embedding
+from clipcap.embedding import EmbedSettings, Speed
+settings = EmbedSettings(model=sys.argv[1])
+print(embedding.reference(settings).sha256)
+print(embedding.load(settings, Speed(device="cpu")).encode_texts(["a cat"]).shape)
+"""
+
+
+@pytest.mark.slow
+def test_a_repository_of_transformers_is_fetched_once_without_what_is_not_needed(
+    tmp_path: Path,
+) -> None:
+    """By its bare name, as the tutorials write it."""
+    served = tmp_path / "hub" / "openai" / "clip-tiny"
+    make_clip(served)
+    for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "evil.py"):
+        (served / name).write_bytes(b"nobody wants it")
+    with model_hub(tmp_path / "hub") as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        environment["HF_HUB_CACHE"] = str(tmp_path / "fetched")
+        said = run_python(ASK_BY_NAME, ["openai/clip-tiny"], environment)
+        assert said == [models.encoder(str(served)).sha256, f"torch.Size([1, {DIM}])"]
+        fetched = {line.rpartition("/")[2] for line in hub.asked if line.startswith("GET /openai")}
+        wanted = {"config.json", "model.safetensors", "preprocessor_config.json"}
+        assert fetched == wanted | {"tokenizer.json", "tokenizer_config.json"}
+        hub.asked.clear()
+        assert run_python(ASK_BY_NAME, ["openai/clip-tiny"], environment) == said
         assert hub.asked == []

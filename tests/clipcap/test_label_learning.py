@@ -115,5 +115,6 @@ def test_what_cannot_be_learnt_from_is_refused() -> None:
         "must be of numbers": (np.full_like(embedding_ND, np.nan), has_NC),
     }
     for words, (given_ND, given_NC) in cases.items():
+        given = Examples(given_ND, given_NC, exclusive=given_NC.shape[1] == 1)
         with pytest.raises(SettingsError, match=words):
-            learning.learn(Examples(given_ND, given_NC, exclusive=False), "auto", seed=0)
+            learning.learn(given, "auto", seed=0)

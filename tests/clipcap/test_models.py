@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from clipcap import models, pretrained
+from clipcap import modelnames, models, pretrained
 from clipcap.errors import HubError, SettingsError
 from tests.hub import cached, empty_cache, run_python
 from tests.models import WEIGHTS, make_tiny_clip, registry
@@ -40,7 +40,7 @@ def test_an_unknown_encoder_gives_the_nearest_first(name: str, nearest: str) -> 
     said = refused(name)
     assert said.startswith(f"No encoder {name!r}. Did you mean {nearest}")
     assert "On this machine: bundled." in said
-    assert models.FULL_LIST in said
+    assert modelnames.FULL_LIST in said
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_pickles_in_the_cache_are_not_taken(cache: Path) -> None:
 
 LIGHT = """
 import sys
-from clipcap import models
+from clipcap import modelnames, models
 models.encoder(sys.argv[1])
-models.listing()
+modelnames.listing()
 print([name for name in ("torch", "open_clip", "transformers", "timm") if name in sys.modules])
 """
 
@@ -162,7 +162,7 @@ def test_the_list_says_what_is_here_and_what_can_be_fetched(cache: Path) -> None
     (snapshot / WEIGHTS).write_bytes(b"weights")
     mine = make_tiny_clip(cached(cache, "me/my-clip"))
     (cached(cache, "gpt2") / "model.safetensors").write_bytes(b"not an encoder")
-    rows = {(row.name, row.kind): row for row in models.listing()}
+    rows = {(row.name, row.kind): row for row in modelnames.listing()}
     assert ("bundled", "encoder") in rows
     assert "picture-book scenes" in rows["bundled", "captioner"].note
     assert rows["ViT-B-32/laion2b_s34b_b79k", "encoder"].on_this_machine
@@ -170,7 +170,7 @@ def test_the_list_says_what_is_here_and_what_can_be_fetched(cache: Path) -> None
     assert rows["hf-hub:me/my-clip", "encoder"].size_bytes == size
     assert not rows["ViT-B-16-SigLIP/webli", "encoder"].on_this_machine
     assert not any("gpt2" in name for name, _ in rows)
-    everything = {row.name for row in models.listing("all")}
+    everything = {row.name for row in modelnames.listing("all")}
     assert everything >= set(pretrained.table())
 
 

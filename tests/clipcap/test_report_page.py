@@ -16,6 +16,7 @@ from PIL import Image
 
 from clipcap import manifest, report, storage
 from clipcap.report.rejected import EXAMPLES
+from clipcap.stability import Canary, Drift, Measure, Part
 from clipcap.thumbnails import thumbnail
 from tests import outputs
 from tests.outputs import SCRIPT, Output
@@ -151,3 +152,18 @@ def test_keyboard_and_screen_reader_find_their_way(made: Output) -> None:
     (box,) = [field for field in page.all("input") if field["type"] == "search"]
     assert box["aria-label"]
     assert page.all("html")[0]["lang"] == "en"
+
+
+def test_no_label_or_canary_of_others_becomes_html_either(made: Output) -> None:
+    hostile = f"{SCRIPT}\"><img src=x onerror=alert(1)>'"
+    part = Part(hostile, 0.9, 0.1)
+    measure = Measure("label mix", hostile, 1.0, 0.1, "warn", 0.25, parts=(part,))
+    canary = Canary(hostile, hostile, hostile, hostile, 0.5, None, "warn", hostile)
+    drift = Drift(100, 100, 1, (measure,), (canary,))
+    text = report.render(replace(made.nights[0][0], drift=drift), images=0)
+    page = Page(text)
+    assert page.open == []
+    assert SCRIPT not in text
+    assert page.all("img") == []
+    assert hostile in page.text
+    assert "look" in page.text

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 from clipcap.errors import SettingsError
 from clipcap.labels import bank, scoring
@@ -220,3 +221,14 @@ def test_a_learnt_label_set_is_read_back_as_it_was_written(tmp_path: Any) -> Non
     given.gain_C[0] += 1
     path.write_bytes(bank.to_bytes(given))
     assert bank.load(str(path)).sha256 != found.sha256, "other numbers make other labels"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+@pytest.mark.parametrize("given", [*FLAT.values(), tree(), tree(multi_label=True, threshold=0.3)])
+def test_a_gpu_finds_the_same_rows(given: Bank) -> None:
+    wanted = scoring.Scorer(given, top_k=3, threshold=0.3).best(unit(500, 3))
+    found = scoring.Scorer(given, top_k=3, threshold=0.3, device="cuda").best(unit(500, 3))
+    np.testing.assert_array_equal(found.index_R, wanted.index_R)
+    np.testing.assert_allclose(found.score_R, wanted.score_R, atol=1e-5)
+    np.testing.assert_allclose(found.margin_R, wanted.margin_R, atol=1e-5)

@@ -17,6 +17,7 @@ import torch
 
 from clipcap import embedding, gate, layout, manifest, storage, tables
 from clipcap.encoders import openclip
+from clipcap.encoding import Encoder
 from clipcap.errors import ClipcapError, SettingsError, TooManyRejectsError
 from clipcap.labels import bank, sets
 from clipcap.layout import Run
@@ -245,6 +246,32 @@ def test_text_embeddings_are_computed_once_for_all_shards(
             )
 
 
+def test_a_new_label_set_touches_no_image_and_no_image_encoder(
+    place: tuple[Path, Path], tiny: Tiny
+) -> None:
+    source, out = place
+    done, _ = night(source, out, tiny)
+    shutil.rmtree(out / "shards")
+    shutil.rmtree(source)
+    path = Path(tiny.label_set).with_name("new.json")
+    path.write_text('{"names": ["cup", "boat"]}')
+    refuse = AssertionError("looked at an image")
+    with (
+        patch.object(Encoder, "encode_pixels", side_effect=refuse),
+        patch.object(Encoder, "encode_images", side_effect=refuse),
+    ):
+        for target in manifest.shards(done.run.out):
+            label.label(
+                target,
+                [bank.load(str(path)), bank.load(tiny.label_set)],
+                run=done.run,
+                settings=label.LabelSettings(),
+                encoder=tiny.encoder,
+            )
+    rows = glob(out / "labels" / "labelset=new", ".").to_pylist()
+    assert {row["label"] for row in rows} == {"cup", "boat"}
+
+
 def test_a_background_name_takes_part_but_is_no_answer(
     place: tuple[Path, Path], tiny: Tiny
 ) -> None:
@@ -269,10 +296,10 @@ def test_every_problem_of_a_label_file_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         sets.load(str(path))
     text = str(caught.value)
-    assert "line 3: 'Dog' stands twice (also as 'dog')" in text
-    assert "label 4 is empty" in text
+    assert "line 3: the name 'Dog' stands twice (also as a name in line 1, where it is" in text
+    assert "line 4: the name is empty" in text
     assert "line 5: the template 'a photo' must hold one {}" in text
-    assert "line 6: `hue`" in text
+    assert "line 6: there is no field `hue`" in text
     assert 'names = ["cat", "dog"]' in text
 
 

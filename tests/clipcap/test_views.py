@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipcap import front, review, storage, tables
+from clipcap import front, review, storage, summaries, tables
 from clipcap.front import contract
 from clipcap.layout import Table
+from clipcap.stability import NONE
 from tests import outputs
 from tests.outputs import Output, asked, files
 
@@ -119,6 +120,29 @@ def test_the_label_mix_adds_up(made: Output, database: duckdb.DuckDBPyConnection
     found = asked(database, "FROM label_mix")
     assert sum(row["images"] for row in found) == made.nights[-1][1].live
     assert sum(row["share"] for row in found) == pytest.approx(1, abs=1e-3)
+
+
+def test_an_image_counts_for_its_best_accepted_label() -> None:
+    """Where labels have thresholds of their own, the accepted one need not have the best score."""
+    rows = [("a", 1, False, "dog"), ("a", 2, True, "cat"), ("a", 3, True, "bat")]
+    rows += [("b", 1, True, "dog"), ("b", 2, True, "cat"), ("c", 1, False, "cat")]
+    columns = dict(
+        zip(("image_id", "rank", "accepted", "label"), zip(*rows, strict=True), strict=True)
+    )
+    table = pa.table({name: pa.array(one) for name, one in columns.items()})
+    assert summaries.mix(table) == {"cat": 1, "dog": 1, NONE: 1}
+    more = {"label_set": "own", "score": 0.5, "margin": 0.1, "key": "k", "dt": "2026-11-20"}
+    for name, value in more.items():
+        table = table.append_column(name, pa.array([value] * len(rows)))
+    views = re.findall(
+        r"CREATE OR REPLACE VIEW label_\w+ AS.*?;", front.files()["views.sql"].decode(), re.DOTALL
+    )
+    with duckdb.connect() as connection:
+        connection.register("labels", table)
+        for view in views:
+            connection.execute(view)
+        found = asked(connection, "FROM label_mix")
+    assert {row["label"]: row["images"] for row in found} == {"cat": 1, "dog": 1, None: 1}
 
 
 def test_drift_is_the_population_stability_index(database: duckdb.DuckDBPyConnection) -> None:

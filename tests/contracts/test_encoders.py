@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -20,6 +20,7 @@ from torch import Tensor
 from clipcap import encoders, models, registry
 from clipcap.errors import DeviceError, SettingsError
 from clipcap.settings import Settings
+from tests import transformersmodels
 from tests.models import DIM, SIDE_PX, make_tiny_clip, pictures
 
 PACKAGE = "clipcap.encoders"
@@ -36,10 +37,23 @@ def module(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     found.forget()
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that every encoder can load."""
-    return make_tiny_clip(tmp_path_factory.mktemp("encoders") / "tiny")
+MAKERS: dict[str, Callable[[Path, int], object]] = {
+    "clipcap.encoders.openclip": make_tiny_clip,
+    "clipcap.encoders.transformers": transformersmodels.make_clip,
+}
+"""What writes a tiny model that an encoder can load: D = 16, a logarithmic scale of 3."""
+
+
+def make(module: ModuleType, folder: Path, seed: int = 0) -> Path:
+    """Write a tiny model that the encoder can load."""
+    MAKERS[module.__name__](folder, seed)
+    return folder
+
+
+@pytest.fixture
+def folder(module: ModuleType, tmp_path: Path) -> Path:
+    """A tiny model that the encoder can load."""
+    return make(module, tmp_path / "model" / "tiny")
 
 
 @pytest.fixture
@@ -160,6 +174,7 @@ def test_the_encoder_says_what_it_is(encoder: encoders.Encoder, folder: Path) ->
     assert encoder.logit_bias is None
     assert encoder.device == torch.device("cpu")
     assert encoder.precision == "fp32"
+    assert f"clipcap.encoders.{ref.library}" in MAKERS
 
 
 def test_the_identity_has_what_changes_the_result_and_nothing_else(
@@ -174,7 +189,7 @@ def test_the_identity_has_what_changes_the_result_and_nothing_else(
     assert identity(folder, device="cpu") == identity(folder, device="cuda") == base
     names = ("auto", "fp32", "bf16", "fp16")
     assert len({str(identity(folder, precision=name)) for name in names}) == len(names)
-    assert identity(make_tiny_clip(tmp_path / "tiny", seed=1)) != base
+    assert identity(make(module, tmp_path / "other" / "tiny", seed=1)) != base
 
 
 def test_a_process_loads_once_whatever_thread_asks(module: ModuleType, settings: Settings) -> None:

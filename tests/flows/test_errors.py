@@ -222,7 +222,7 @@ def test_a_command_that_nobody_knows() -> None:
 def test_a_mistake_of_ours_is_a_short_block_too(tmp_path: Path) -> None:
     """Nobody foresaw it, so there is no class for it; the terminal is not filled all the same."""
     code = "from unittest.mock import patch\nfrom flows import cli\n"
-    code += "with patch('clipcap.models.listing', side_effect=KeyError('size')): cli.main()"
+    code += "with patch('clipcap.modelnames.listing', side_effect=KeyError('size')): cli.main()"
     done = run("-c", code, "models")
     require_block(Ended(done.returncode, done.stdout, done.stderr), 1, "KeyError", "--debug")
 
