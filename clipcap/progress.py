@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from clipcap.captioner import Captioner
 
+_STEPS: Final = logging.getLogger("clipcap.steps")
 State = dict[str, Tensor]
 """Everything that a training needs to go on, by name."""
 _NONE: Final = math.nan
@@ -98,6 +100,11 @@ def line(now: Progress, *, done: int, seconds: float) -> str:
     return (
         f"step {now.step:,} of {now.steps:,}, loss {now.loss:.3f}{held}{score}, {left:.0f} s left"
     )
+
+
+def tell(now: Progress) -> None:
+    """Tell who draws a bar where a training stands: `clipcap.steps`, below what logs show."""
+    _STEPS.debug("%s", now)
 
 
 def told(curve: Sequence[Progress]) -> dict[str, Any]:

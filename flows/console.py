@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from clipcap.stages.publish import Published
 
 _WIDTH: Final = 10  # of a stage's name, with a gap
 _DONE: Final = {"embed": "embedded", "caption": "captioned", "label": "labelled"}
+_STEPS: Final = logging.getLogger("clipcap.steps")
 _PLAIN_WIDTH: Final = 100  # of tables, where there is no terminal to ask
 
 
@@ -135,12 +137,26 @@ class Lines:
         """Nothing is left open."""
 
 
+class _Steps(logging.Handler):
+    """Moves a bar with the steps of a training, which the library tells to who listens."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (now,) = record.args if isinstance(record.args, tuple) else (None,)
+        done, total = getattr(now, "step", 0), getattr(now, "steps", None)
+        self._progress.update(self._progress.task_ids[0], completed=done, total=total)
+
+
 class Bars(Lines):
     """Shows a bar while a stage is under way, then its line: for terminals."""
 
     def __init__(self) -> None:
         super().__init__()
         self._progress: Progress | None = None
+        self._steps: _Steps | None = None
 
     def begin(self, stage: str) -> None:
         """Show that the stage is under way."""
@@ -150,7 +166,7 @@ class Bars(Lines):
             TextColumn(f"{stage:<{_WIDTH}}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("shards"),
+            TextColumn("steps" if stage == "train" else "shards"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
@@ -158,6 +174,11 @@ class Bars(Lines):
         )
         self._progress.add_task(stage, total=None)
         self._progress.start()
+        if stage == "train":
+            self._steps = _Steps(self._progress)
+            _STEPS.addHandler(self._steps)
+            _STEPS.setLevel(logging.DEBUG)
+            _STEPS.propagate = False
 
     def expect(self, stage: str, shards: int) -> None:
         """Say how many shards there are."""
@@ -180,3 +201,8 @@ class Bars(Lines):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        if self._steps is not None:
+            _STEPS.removeHandler(self._steps)
+            _STEPS.setLevel(logging.NOTSET)
+            _STEPS.propagate = True
+            self._steps = None

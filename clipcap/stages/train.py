@@ -228,7 +228,7 @@ def _learned(this: _Training, data: Materials, captioner: Captioner) -> TrainMet
     """Train the captioner, and write into its card what it learned."""
     from clipcap import parallel, trainer, validation
     from clipcap.lessons import Examples
-    from clipcap.progress import Hooks
+    from clipcap.progress import Hooks, tell
     from clipcap.resume import Checkpoint
 
     settings = this.settings
@@ -237,6 +237,7 @@ def _learned(this: _Training, data: Materials, captioner: Captioner) -> TrainMet
     captions = data.captions()
     by_cider = settings.loop.measure == "cider"
     hooks = Hooks(
+        on_progress=tell,
         load=checkpoint.load,
         save=checkpoint.save,
         save_steps=settings.checkpoint_steps,
