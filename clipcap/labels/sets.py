@@ -152,7 +152,7 @@ def read(name: str) -> tuple[LabelSet | None, list[Problem]]:
     elif name.endswith((".toml", ".json")):
         url = name
     else:
-        hint = " A file of your own must end in .toml or .json."
+        hint = " A file of your own must end in .toml or .json, a fitted one in .parquet."
         raise SettingsError(registry.unknown("label set", name, bundled()) + hint)
     written = files.parsed(_bytes(url), is_json=url.endswith(".json"))
     if isinstance(written, Problem):

@@ -82,7 +82,8 @@ class Made:
     bank: Bank
     learning: Learning
     missing_images: int = 0
-    """Images of the truth that the output does not have, or that are not embedded."""
+    """Images of the truth that the output does not have, or that are not embedded, or of which
+    only a group or a label that is left out is known."""
     unknown_labels: int = 0
     """Labels of the truth that the given set does not have."""
 
@@ -128,10 +129,11 @@ def learn(out: str, name: str, *, settings: LearnSettings, encoder: EmbedSetting
         truth_sha256=said.sha256,
     )
     made = _bank(found, label_set, columns, commits_S[0])
+    unused = len(images.labels_N) - len(examples.has_NC)
     return Made(
         replace(made, fit=told.model_dump_json()),
         told,
-        missing_images=said.missing_images + images.missing,
+        missing_images=said.missing_images + images.missing + unused,
         unknown_labels=len(said.unknown_labels),
     )
 

@@ -108,7 +108,10 @@ def _tell(found: Fitted) -> None:
             f"{_percent(accepting.none_recall)}"
         )
     if fit.method == "truth":
-        click.echo("All of it on images that had no part in the fit, in turns.")
+        click.echo(
+            "Scores are judged on images that had no part in their fit, in turns; thresholds are "
+            "chosen among these, and look a little better than they are."
+        )
 
 
 def _threshold(found: Accepting) -> str:

@@ -93,10 +93,12 @@ def test_labels_keep_the_taxonomy_of_a_given_set(out: Path, tmp_path: Path, tiny
     words = tmp_path / "words.toml"
     lines = ['"warm"', *(f'{{name = "{name}", parent = "{of}"}}' for name, of in COLD), '"cold"']
     words.write_text(f"names = [{', '.join(lines)}]\n")
-    named = {name: name for name in ("red", "green", "blue")}
+    named = {name: name for name in ("red", "green", "blue")} | {"grey": "cold"}
     labelled = truth(tmp_path / "t.csv", named)
     ended = learn(out, tmp_path / "tree.parquet", labelled, tiny, "--label-set", words)
-    assert json.loads(ended.out)["left_out"] == ["violet"]
+    told = json.loads(ended.out)
+    assert (told["left_out"], told["images"]) == (["violet"], 3 * SHOWN)
+    assert told["missing_images"] == SHOWN, "of the grey ones only a group is known"
     found = answers(out, tmp_path / "tree.parquet", tiny)
     assert found["red-7"] in {"red", "warm"}
     assert found["blue-7"] in {"blue", "cold"}

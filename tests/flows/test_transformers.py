@@ -56,6 +56,14 @@ def test_a_night_embeds_captions_and_labels(
     assert ("logit_bias" in commit.metadata) == (ref.preprocess["resize_mode"] != "shortest")
     norm_B = np.linalg.norm(tables.vectors(tables.read(found)), axis=1)
     np.testing.assert_allclose(norm_B, 1, atol=1e-3)
+    rows = [row for row in glob(out, "labels").to_pylist() if row["rank"] <= 3]
+    score_R = np.array([row["score"] for row in rows])
+    logit_R = np.array([row["similarity"] for row in rows]) * float(commit.metadata["logit_scale"])
+    if "logit_bias" in commit.metadata:  # each label alone, as a SiglipModel has it
+        logit_R += float(commit.metadata["logit_bias"])
+        np.testing.assert_allclose(score_R, 1 / (1 + np.exp(-logit_R)), atol=1e-5)
+    else:
+        assert sum(score_R) == pytest.approx(len(live), abs=1e-4), "three labels share an image"
 
 
 def test_a_second_night_needs_no_model_library(
