@@ -73,6 +73,7 @@ def embedded(run: Run, shard: Shard, ref: object, number: int) -> None:
     metadata = {
         **embedding.metadata(ref, {"logit_scale": repr(SCALE)}),
         "members": digest(ids),
+        "dim": str(DIM),
     }
     url = layout.embeddings(run.out, shard, model_id=ref.model_id)
     made = Fingerprint("r", digest(ids))
