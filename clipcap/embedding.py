@@ -84,7 +84,7 @@ def load(settings: EmbedSettings, speed: Speed) -> Encoder:
 
 def _library(settings: EmbedSettings, ref: EncoderRef) -> ModuleType:
     """Return the file of `clipcap/encoders` that loads a model."""
-    name = ref.library if settings.encoder == "auto" else settings.encoder
+    name = ref.loader if settings.encoder == "auto" else settings.encoder
     return registry.load("clipcap.encoders", name)
 
 

@@ -176,10 +176,10 @@ class Loader:
             DeviceError: the device is not there, or the model does not fit into it.
         """
         ref = models.encoder(settings.model)
-        if ref.library != self._library:
+        if ref.loader != self._library:
             raise SettingsError(
                 f"The encoder {ref.name!r} must be in the form of {self._library}, but is in that "
-                f"of {ref.library}. Leave `embed.encoder` out: `auto` sees which library it needs."
+                f"of {ref.loader}. Leave `embed.encoder` out: `auto` sees which library it needs."
             )
         device = choose_device(settings.device)
         key = digest([identity(ref, settings), str(device)])

@@ -54,7 +54,7 @@ _SHA256_LENGTH: Final = 64
 class Parts:
     """What an encoder is made of; all of it lies on this machine."""
 
-    library: ClassVar = "openclip"
+    loader: ClassVar = "openclip"
     model_cfg: dict[str, Any]
     preprocess: dict[str, Any]
     weights: Path

@@ -46,7 +46,7 @@ class EncoderRef:
     dim: int
     """D, the width of an embedding."""
     preprocess: dict[str, Any] = field(hash=False)
-    library: str = "openclip"
+    loader: str = "openclip"
     """The file of `clipcap/encoders` that loads it."""
 
     @property
@@ -224,7 +224,7 @@ def _ref(
         config_sha256=parts.config_sha256,
         dim=parts.dim,
         preprocess=parts.whole_preprocess,
-        library=parts.library,
+        loader=parts.loader,
     )
 
 

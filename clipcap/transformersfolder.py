@@ -39,7 +39,7 @@ _RESAVED: Final = (
 class Parts:
     """What an encoder is made of; all of it lies in one folder of this machine."""
 
-    library: ClassVar = "transformers"
+    loader: ClassVar = "transformers"
     folder: Path
     config: dict[str, Any]
     names: tuple[str, ...]

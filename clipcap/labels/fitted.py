@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,14 @@ from clipcap.commits import Commit
 from clipcap.errors import SettingsError
 from clipcap.labels import bank
 from clipcap.labels.bank import Bank
+from clipcap.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
+T = TypeVar("T", bound=Settings)
 _NAME: Final = re.compile(r"(^|/)[A-Za-z0-9._-]{1,60}\.parquet$")
 
 
@@ -34,6 +36,24 @@ class Labelled:
     """Indices of the labels of each; empty: none of these."""
     missing: int = 0
     """Images that have no embedding, and are not among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted(Generic[T]):
+    """A label set that was fitted or learnt, what is known of that, and what was not used."""
+
+    bank: Bank
+    told: T
+    missing_images: int = 0
+    """Images of the truth that the output does not have, that are not embedded, or of which only a
+    group or a label that is left out is known."""
+    unknown_labels: int = 0
+    """Labels of the truth that the set does not have."""
+
+    def everything(self) -> dict[str, Any]:
+        """Return what is known, for machines."""
+        unused = {"missing_images": self.missing_images, "unknown_labels": self.unknown_labels}
+        return self.told.model_dump(mode="json") | unused
 
 
 def labelled(

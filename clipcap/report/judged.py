@@ -17,10 +17,6 @@ from clipcap.report.cards import Card, cards, find
 SHOWN: Final = 12
 """Images of each section."""
 _PAGE: Final = "judged.html"
-_POLICY: Final = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'"
-)
 _TOLD: Final = ("caption", "clip_score", "reference_captions")
 _METRICS: Final = ("cider_d", "rouge_l", "bleu_4", "clip_score", "ref_clip_score")
 
@@ -88,7 +84,7 @@ def render(
         for part in picked
     ]
     return templates.template(_PAGE).render(
-        policy=_POLICY,
+        policy=templates.POLICY,
         title=title,
         told=told,
         rank=rank,

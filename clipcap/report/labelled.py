@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from clipcap.labels.judged import Figure, Judged, OfLabel
 
 _PAGE: Final = "labelled.html"
-_POLICY: Final = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'"
-)
 _LABELS: Final = 1_000
 _MEANS: Final = {
     "top1": "the best label is right",
@@ -83,7 +79,7 @@ def render(out: str, found: Labelled) -> str:
     shown = _pictures(out, found)
     labels = sorted((one for one in judged.labels if one.support or one.given), key=_worst_first)
     return templates.template(_PAGE).render(
-        policy=_POLICY,
+        policy=templates.POLICY,
         title=found.title,
         told=found.told,
         signature=found.signature,

@@ -14,26 +14,14 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipcap import layout, manifest, storage, tables
-from clipcap.layout import Shard
+from clipcap import storage, tables
 from clipcap.report import templates
-from clipcap.report.cards import Card, Seen, cards
+from clipcap.report.cards import Card, cards, find
 from clipcap.windows import EVERYWHERE, Grid
 
 SECTIONS: Final = 12
 """Labels of a page, those that most images have somewhere, where nobody asked for some."""
 _PAGE: Final = "places.html"
-_POLICY: Final = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'"
-)
-_MANIFEST: Final = [
-    "image_id", "source_uri", "member_offset", "member_bytes", "width", "height", "exif",
-    "taken_at", "flags",
-]  # fmt: skip
-_NOTHING: Final = dict.fromkeys(
-    ("caption", "clip_score", "reference_captions", "candidates", "review_reasons")
-)
 _STRONGEST: Final = 0.6  # opacity of a score of 1
 _ORDER: Final = [
     ("accepted", "descending"),
@@ -99,7 +87,7 @@ def render(out: str, asked: Asked) -> str:
         TransientStorageError: the store said "later" while a picture was read.
     """
     best = _best(asked)
-    seen = _seen(out, {row["image_id"] for rows in best.values() for row in rows})
+    seen = find(out, {row["image_id"]: {} for rows in best.values() for row in rows})
     drawn = dict(zip(seen, cards(out, list(seen.values())), strict=True))
     sections = [
         Section(
@@ -113,7 +101,9 @@ def render(out: str, asked: Asked) -> str:
         )
         for (label_set, label), rows in best.items()
     ]
-    return templates.template(_PAGE).render(policy=_POLICY, grid=asked.grid, sections=sections)
+    return templates.template(_PAGE).render(
+        policy=templates.POLICY, grid=asked.grid, sections=sections
+    )
 
 
 def _best(asked: Asked) -> dict[Label, list[dict[str, Any]]]:
@@ -151,22 +141,6 @@ def _labels(table: pa.Table) -> list[Label]:
 def _of_use(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the accepted rows, or all where there is none."""
     return [row for row in rows if row["accepted"]] or rows
-
-
-def _seen(out: str, image_ids: set[str]) -> dict[str, Seen]:
-    """Return where the pictures lie, by image; of images that are live still."""
-    ids = pa.array(sorted(image_ids), pa.string())
-    found: dict[str, Seen] = {}
-    for shard in manifest.shards(out):
-        if len(found) == len(image_ids):
-            break
-        table = tables.read(layout.manifest(out, shard), _MANIFEST)
-        found |= _rows(shard, table.filter(pc.is_in(table["image_id"], value_set=ids)))
-    return found
-
-
-def _rows(shard: Shard, table: pa.Table) -> dict[str, Seen]:
-    return {row["image_id"]: Seen(shard, row | _NOTHING, ()) for row in table.to_pylist()}
 
 
 def _told(places: Counter[str]) -> str:

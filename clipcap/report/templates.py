@@ -9,6 +9,11 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 FOLDER: Final = Path(__file__).parent
+POLICY: Final = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'"
+)
+"""Of pages without a script: they load nothing, and show the pictures that are in them."""
 
 
 @cache

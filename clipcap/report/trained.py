@@ -17,9 +17,6 @@ from clipcap.report.curves import Chart
 from clipcap.report.summary import Tile, duration, number
 
 _PAGE: Final = "trained.html"
-_POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
 
 
 def render(run: Run, card: Card, *, seconds: float) -> str:
@@ -32,7 +29,7 @@ def render(run: Run, card: Card, *, seconds: float) -> str:
     """
     training: Mapping[str, Any] = card.training
     return templates.template(_PAGE).render(
-        policy=_POLICY,
+        policy=templates.POLICY,
         run=run,
         card=card,
         out=_typed(run.out),

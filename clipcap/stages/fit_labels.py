@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +14,7 @@ from clipcap.errors import SettingsError
 from clipcap.labels import bank, fitted, truth
 from clipcap.labels.bank import Bank, Given
 from clipcap.labels.fits import Fit, FitSettings
+from clipcap.labels.fitted import Fitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,19 +30,7 @@ _LEAST: Final = 1_000  # images of the sample, however many labels there are
 _SHARDS: Final = 256  # the sample is from so many, evenly from all
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A fitted label set, and what was not used for it."""
-
-    bank: Bank
-    fit: Fit
-    missing_images: int = 0
-    """Images of the truth that the output does not have, or that are not embedded."""
-    unknown_labels: int = 0
-    """Labels of the truth that the set does not have."""
-
-
-def fit(out: str, label_set: str, *, settings: FitSettings, encoder: EmbedSettings) -> Fitted:
+def fit(out: str, label_set: str, *, settings: FitSettings, encoder: EmbedSettings) -> Fitted[Fit]:
     """Fit a label set to the images of an output; reads no image and writes nothing.
 
     Args:

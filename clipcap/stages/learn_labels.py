@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ from clipcap.embedding import EmbedSettings
 from clipcap.errors import SettingsError
 from clipcap.labels import anchors, fitted, sets, truth
 from clipcap.labels.bank import Bank
-from clipcap.labels.fitted import Labelled
+from clipcap.labels.fitted import Fitted, Labelled
 from clipcap.labels.sets import LabelSet
 from clipcap.settings import Settings, canonical_json
 
@@ -75,20 +75,9 @@ class Learning(Settings):
     """Of what people said."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A label set that was learnt, and what was not used for it."""
-
-    bank: Bank
-    learning: Learning
-    missing_images: int = 0
-    """Images of the truth that the output does not have, or that are not embedded, or of which
-    only a group or a label that is left out is known."""
-    unknown_labels: int = 0
-    """Labels of the truth that the given set does not have."""
-
-
-def learn(out: str, name: str, *, settings: LearnSettings, encoder: EmbedSettings) -> Made:
+def learn(
+    out: str, name: str, *, settings: LearnSettings, encoder: EmbedSettings
+) -> Fitted[Learning]:
     """Learn labels from the embeddings of labelled images; reads no image and writes nothing.
 
     Args:
@@ -130,7 +119,7 @@ def learn(out: str, name: str, *, settings: LearnSettings, encoder: EmbedSetting
     )
     made = _bank(found, label_set, columns, commits_S[0])
     unused = len(images.labels_N) - len(examples.has_NC)
-    return Made(
+    return Fitted(
         replace(made, fit=told.model_dump_json()),
         told,
         missing_images=said.missing_images + images.missing + unused,

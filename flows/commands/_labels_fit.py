@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from clipcap import storage
 from clipcap.embedding import EmbedSettings
-from clipcap.labels.fits import FitSettings
+from clipcap.labels.fits import Fit, FitSettings
 from clipcap.settings import Settings
 from flows.commands import _options as options
+from flows.commands._labels_kept import Place, keep
 from flows.commands._options import Choice
 from flows.commands._start import json_option
 
 if TYPE_CHECKING:
     from clipcap.labels.accepting import Accepting
-    from clipcap.stages.fit_labels import Fitted
+    from clipcap.labels.fitted import Fitted
     from clipcap.thresholds import Interval
 
 
@@ -59,18 +59,11 @@ def fit_command(
     found = fit_labels.fit(
         storage.canonical(out), label_set, settings=settings.fit, encoder=settings.embed
     )
-    fitted.write(found.bank, to)
-    if as_json:
-        told = found.fit.model_dump(mode="json")
-        told |= {"missing_images": found.missing_images, "unknown_labels": found.unknown_labels}
-        click.echo(json.dumps({**told, "kept_in": to}, indent=1))
-        return
-    _tell(found)
-    click.echo(f"kept      {to}\nuse it    clipcap label {out} --label-set {to}")
+    keep(found, Place(to, out), _tell, as_json=as_json)
 
 
-def _tell(found: Fitted) -> None:
-    fit, accepting = found.fit, found.fit.accepting
+def _tell(found: Fitted[Fit]) -> None:
+    fit, accepting = found.told, found.told.accepting
     name, count = found.bank.label_set.name, found.bank.count
     click.echo(f"{name}: {count:,} labels, fitted to {fit.images:,} images of the collection")
     if fit.method == "truth":
@@ -118,8 +111,8 @@ def _threshold(found: Accepting) -> str:
     return "none: all are accepted" if found.threshold is None else _spread(found.threshold)
 
 
-def _levels(found: Fitted) -> str:
-    return ", less the level of each label in the collection" if found.fit.is_normalised else ""
+def _levels(found: Fitted[Fit]) -> str:
+    return ", less the level of each label in the collection" if found.told.is_normalised else ""
 
 
 def _percent(share: float | None) -> str:

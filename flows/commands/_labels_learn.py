@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from typing import TYPE_CHECKING
 
 import click
 
 from clipcap import storage
 from clipcap.embedding import EmbedSettings
 from clipcap.settings import Settings
-from clipcap.stages.learn_labels import LearnSettings, Made
+from clipcap.stages.learn_labels import Learning, LearnSettings
 from flows.commands import _options as options
+from flows.commands._labels_kept import Place, keep
 from flows.commands._options import Choice
 from flows.commands._start import json_option
+
+if TYPE_CHECKING:
+    from clipcap.labels.fitted import Fitted
 
 
 class LearningSettings(Settings):
@@ -50,18 +54,11 @@ def learn_command(out: str, to: str, settings: LearningSettings, *, as_json: boo
     found = learn_labels.learn(
         storage.canonical(out), name, settings=settings.learn, encoder=settings.embed
     )
-    fitted.write(found.bank, to)
-    if as_json:
-        told = found.learning.model_dump(mode="json")
-        told |= {"missing_images": found.missing_images, "unknown_labels": found.unknown_labels}
-        click.echo(json.dumps({**told, "kept_in": to}, indent=1))
-        return
-    _tell(found)
-    click.echo(f"kept      {to}\nuse it    clipcap label {out} --label-set {to}")
+    keep(found, Place(to, out), _tell, as_json=as_json)
 
 
-def _tell(found: Made) -> None:
-    told, count = found.learning, found.bank.count
+def _tell(found: Fitted[Learning]) -> None:
+    told, count = found.told, found.bank.count
     click.echo(
         f"{found.bank.label_set.name}: {count:,} labels by {told.method}, from {told.images:,} "
         f"images, {told.none:,} of them none of these; {told.fewest:,} of the rarest. "

@@ -460,7 +460,7 @@ def test_the_sample_is_bounded_and_always_the_same(embedded: tuple[Path, Tiny]) 
         )
         for _ in range(2)
     ]
-    assert found[0].fit.images == 50
+    assert found[0].told.images == 50
     assert np.array_equal(found[0].bank.shift_C, found[1].bank.shift_C)
 
 

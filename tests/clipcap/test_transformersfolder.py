@@ -57,7 +57,7 @@ def refused(name: str | Path) -> str:
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_folder_is_an_encoder_of_transformers(made: Path, kind: str, prefix: str) -> None:
     ref = models.encoder(f"{prefix}{made / kind}")
-    assert (ref.library, ref.dim) == ("transformers", DIM)
+    assert (ref.loader, ref.dim) == ("transformers", DIM)
     assert ref.weights == str(made / kind / WEIGHTS)
     assert ref.preprocess["size"] == [SIDE_PX, SIDE_PX]
     assert ref.preprocess["resize_mode"] == {"clip": "shortest", "siglip": "squash"}[kind]
@@ -71,13 +71,13 @@ def test_a_folder_on_a_store_is_fetched(folder: Path) -> None:
     for path in folder.iterdir():
         memory.pipe_file(f"/models/tiny/{path.name}", path.read_bytes())
     ref = models.encoder("memory://models/tiny")
-    assert (ref.model_id, ref.library) == (models.encoder(str(folder)).model_id, "transformers")
+    assert (ref.model_id, ref.loader) == (models.encoder(str(folder)).model_id, "transformers")
     memory.rm("/models", recursive=True)
 
 
 def test_open_clips_form_goes_first_in_a_folder_with_both(folder: Path) -> None:
     make_tiny_clip(folder)
-    assert models.encoder(str(folder)).library == "openclip"
+    assert models.encoder(str(folder)).loader == "openclip"
 
 
 def test_a_person_need_not_say_the_library(folder: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_configuration_that_does_not_fit_is_refused(
 def test_a_repository_in_the_cache_needs_no_hub(made: Path, cache: Path, prefix: str) -> None:
     shutil.copytree(made / "clip", cached(cache, "openai/clip-tiny"), dirs_exist_ok=True)
     ref = models.encoder(f"{prefix}openai/clip-tiny")
-    assert (ref.library, ref.model_id) == ("transformers", "openai__clip-tiny")
+    assert (ref.loader, ref.model_id) == ("transformers", "openai__clip-tiny")
     rows = {row.name: row for row in modelnames.listing()}
     assert rows["openai/clip-tiny"].on_this_machine
     assert not rows["openai/clip-vit-base-patch16"].on_this_machine
@@ -307,10 +307,10 @@ def test_a_repository_in_both_forms_is_what_its_name_says(made: Path, cache: Pat
     read = json.loads((make_tiny_clip(made / "open") / CONFIGURATION).read_text())
     read["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/tokenizer"
     (snapshot / CONFIGURATION).write_text(json.dumps(read))
-    assert models.encoder("hf-hub:org/both").library == "openclip"
-    assert models.encoder("org/both").library == "transformers"
+    assert models.encoder("hf-hub:org/both").loader == "openclip"
+    assert models.encoder("org/both").loader == "transformers"
     change(snapshot, "config.json", model_type="timm_wrapper")
-    assert models.encoder("org/both").library == "openclip"
+    assert models.encoder("org/both").loader == "openclip"
 
 
 @pytest.mark.parametrize("name", ["openai/clip-vit-base-patch16", "google/siglip-base-patch16-224"])

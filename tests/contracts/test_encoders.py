@@ -174,7 +174,7 @@ def test_the_encoder_says_what_it_is(encoder: encoders.Encoder, folder: Path) ->
     assert encoder.logit_bias is None
     assert encoder.device == torch.device("cpu")
     assert encoder.precision == "fp32"
-    assert f"clipcap.encoders.{ref.library}" in MAKERS
+    assert f"clipcap.encoders.{ref.loader}" in MAKERS
 
 
 def test_the_identity_has_what_changes_the_result_and_nothing_else(
