@@ -2,15 +2,19 @@
 PYTHON ?= python3
 WORKERS ?= 2
 FLICKR8K ?= ../shared/data/flickr8k
+EXAMPLES ?= 20000
+KILLS ?= 200
+FAULTS ?= 50
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+AZURITE := 3
 CEPH := ceph-common ceph-mon ceph-osd radosgw
 # Two busy processes of two threads each are six times slower than two of one.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint fix types arch docs-check s3-server bundled-model bench bench-flickr8k clean
+.PHONY: help setup demo test chaos check lint fix types arch docs-check s3-server azure-server audit licences bundled-model bench bench-flickr8k clean
 
 help: ## Print every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +34,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Run the nightly flow on bundled pictures with the bundled model, into ./demo-out
 	$(BIN)/clipcap demo ./demo-out
 
-test: $(INSTALLED) s3-server ## Run all tests (WORKERS=2 processes)
+test: $(INSTALLED) s3-server azure-server ## Run all tests (WORKERS=2 processes)
 	$(TEST) --numprocesses $(WORKERS) --dist loadgroup --durations 10
 
-check: lint types test ## All that CI asks, in CI's order; the tests include arch and docs-check
+chaos: $(INSTALLED) s3-server ## Kill, cut and starve nights by the ten thousand (KILLS=200 FAULTS=50 EXAMPLES=20000): hours
+	CLIPCAP_CHAOS_EXAMPLES=$(EXAMPLES) CLIPCAP_CHAOS_KILLS=$(KILLS) CLIPCAP_CHAOS_FAULTS=$(FAULTS) \
+	  $(TEST) tests/chaos --numprocesses $(WORKERS) --dist loadgroup --timeout 0 -rP
+
+check: lint types test audit ## All that CI asks, in CI's order; the tests include arch, docs-check and licences
 
 lint: $(INSTALLED) ## Look for mistakes and for unformatted files
 	$(BIN)/ruff check
@@ -63,6 +71,24 @@ s3-server: ## Install Debian's Ceph, which the S3 tests start (S3=no leaves it o
 	else \
 	  echo "no radosgw here: the S3 tests will be skipped (on Debian: sudo apt-get install $(CEPH))"; \
 	fi
+
+azure-server: ## Install Azurite into build/azurite, which the Azure tests start (AZURE=no leaves it out)
+	@if command -v azurite-blob >/dev/null || [ -x build/azurite/node_modules/.bin/azurite-blob ]; then :; \
+	elif [ "$(AZURE)" != no ] && command -v npm >/dev/null; then \
+	  echo "installing Azurite $(AZURITE) into build/azurite"; \
+	  npm install --silent --no-audit --no-fund --prefix build/azurite azurite@$(AZURITE) >/dev/null 2>&1 \
+	    || echo "could not install Azurite: the Azure tests will be skipped"; \
+	else \
+	  echo "no npm here: the Azure tests will be skipped"; \
+	fi
+
+audit: $(INSTALLED) ## Look up known weaknesses of the pinned versions (says so where it cannot)
+	@[ -x build/audit/bin/pip-audit ] || { $(PYTHON) -m venv build/audit \
+	  && build/audit/bin/python -m pip install -qq pip-audit; } >/dev/null 2>&1 || true
+	$(BIN)/python -m tests.audit
+
+licences: $(INSTALLED) ## Print the licence of every dependency; fails on one that nobody has looked at
+	$(BIN)/python -m tests.licences
 
 bundled-model: $(INSTALLED) ## Train the bundled model again from its seed
 	$(BIN)/python -m clipcap.bundled.build clipcap/bundled --seed 0

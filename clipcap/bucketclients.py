@@ -113,6 +113,7 @@ def _s3(
         credential_provider=_keys_of(account),
         client_options=_options(deadline_s, account.authorities),
         retry_config=_again(deadline_s, retries),
+        **account.options.store,
     )
     return _Obstore(store)
 

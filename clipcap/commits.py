@@ -23,6 +23,8 @@ from clipcap.errors import NotFoundError, SettingsError
 from clipcap.settings import digest
 
 PRODUCER: Final = f"clipcap {clipcap.__version__}"
+_OWN: Final = ("producer", "run_id", "git_commit", "fingerprint", "recipe", "members")
+"""What every object says of itself alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,18 @@ def publish(
     storage.write(url, data)
     sha256 = hashlib.sha256(data).hexdigest()
     return Commit(url, table.num_rows, fingerprint.value, fingerprint.recipe, signed, sha256)
+
+
+def republish(made: Commit, url: str, table: pa.Table, *, members: str, run_id: str) -> Commit:
+    """Write rows that were made as those of a commit, for other members; nothing is computed."""
+    signed = {name: text for name, text in made.metadata.items() if name not in _OWN}
+    return publish(
+        url,
+        table,
+        fingerprint=Fingerprint(made.recipe, members, made.metadata.get("review", "")),
+        run_id=run_id,
+        metadata=signed | {"members": members},
+    )
 
 
 @lru_cache(maxsize=1)

@@ -52,8 +52,11 @@ SELECT id, arg_max(n, written), count(n) FROM sides
 WHERE hash(id) % $1::UBIGINT = $2::UBIGINT GROUP BY id
 HAVING bit_or(side) & 7 <> 0
    AND NOT (count(*) = 2 AND bit_or(side) = 3 AND bit_xor(version) = 0)"""
+# `merged`: how often (`Shard.generation`). What was merged counts before what it was merged from.
 _FEW_KNOWN: Final = """
-CREATE TABLE k AS FROM known SEMI JOIN candidates USING (id)"""
+CREATE TABLE k AS
+SELECT *, coalesce(try_cast(split_part(shard, '-m', 2) AS INTEGER), 0) AS merged
+FROM known SEMI JOIN candidates USING (id)"""
 _FEW_LISTED: Final = """
 CREATE TABLE l AS
 SELECT * REPLACE (coalesce(etag, '') AS etag, coalesce(size_bytes, 0) AS size_bytes,
@@ -72,7 +75,7 @@ DELETE FROM k WHERE first_seen_at > (SELECT as_of FROM asked) AND id NOT IN (SEL
 CREATE TABLE keep AS
 SELECT l.n, k.id, k.is_live, k.dt, k.shard FROM l JOIN k USING (id, version)
 WHERE k.is_live OR NOT k.retryable
-QUALIFY row_number() OVER (PARTITION BY id ORDER BY NOT k.is_live, k.dt, k.shard) = 1;
+QUALIFY row_number() OVER (PARTITION BY id ORDER BY NOT k.is_live, merged DESC, k.dt, k.shard) = 1;
 CREATE TABLE unread AS SELECT n FROM l ANTI JOIN keep USING (n) WHERE coalesce(archived, false);
 DELETE FROM l WHERE n IN (FROM unread);
 CREATE TABLE today AS
@@ -84,7 +87,11 @@ LEFT JOIN (SELECT id, version, max(attempts) AS attempts FROM k WHERE NOT is_liv
            GROUP BY id, version) t ON t.id = l.id AND t.version = l.version
 WHERE keep.n IS NULL OR keep.dt = (SELECT dt FROM asked);
 CREATE TABLE retired AS FROM k ANTI JOIN keep USING (id, is_live, dt, shard);
-CREATE TABLE taken AS SELECT n FROM today WHERE todo"""
+CREATE TABLE taken AS SELECT n FROM today WHERE todo;
+CREATE TABLE donors AS
+SELECT n, any_value(d.dt || '/' || d.shard) AS donor
+FROM today JOIN l USING (n) JOIN known d ON d.version = l.version AND d.is_live
+WHERE todo AND etag <> '' GROUP BY n"""
 _SOME: Final = """
 CREATE OR REPLACE TABLE taken AS
 SELECT n FROM today JOIN l USING (n) WHERE todo ORDER BY attempts > 0, source_uri LIMIT ?"""
@@ -100,12 +107,18 @@ _RETIRED: Final = """
 SELECT dt, shard, is_live, replace(id::VARCHAR, '-', '') AS image_id FROM retired ANTI JOIN (
     SELECT id, dt, shard, is_live FROM retired
     WHERE id IN (SELECT id FROM l JOIN (FROM today WHERE todo) USING (n) ANTI JOIN taken USING (n))
-    QUALIFY row_number() OVER (PARTITION BY id ORDER BY NOT is_live, dt DESC, shard DESC) = 1
+    QUALIFY row_number()
+        OVER (PARTITION BY id ORDER BY NOT is_live, merged DESC, dt DESC, shard DESC) = 1
 ) USING (id, dt, shard, is_live) ORDER BY ALL"""
+_KEPT_OUT: Final = """
+CREATE TABLE kept_out AS SELECT sha256(source_uri)[:32]::UUID AS id FROM incoming"""
+_LOST: Final = """
+SELECT count(DISTINCT id) FROM k
+WHERE is_live AND id NOT IN (SELECT id FROM l) AND id NOT IN (SELECT id FROM kept_out)"""
 _ROWS: Final = f"""
 SELECT {", ".join(f'l."{name}"' for name in SCHEMA.names if name != "archived")}, l.n,
-       replace(l.id::VARCHAR, '-', '') AS image_id, t.* EXCLUDE (n)
-FROM l JOIN today t USING (n)"""
+       replace(l.id::VARCHAR, '-', '') AS image_id, donor, t.* EXCLUDE (n)
+FROM l JOIN today t USING (n) LEFT JOIN donors USING (n)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +189,19 @@ def _order(by_container: bool) -> str:  # noqa: FBT001 - private, and said by na
     return "url, source_uri" if by_container else "source_uri"
 
 
-def compare(listing: Spool, known: Known, asked: Asked) -> Comparison:
+def compare(
+    listing: Spool, known: Known, asked: Asked, kept_out: Spool | None = None
+) -> Comparison:
     """Compare a listing (columns of `samples.SCHEMA`) with what an output holds of the same source.
 
-    Of two rows of one URI the newest counts.
+    Of two rows of one URI the newest counts. `kept_out` has the `source_uri` of what was listed but
+    must not come in: it may go without being missed.
 
     Raises:
         SettingsError: nothing is listed, images are in the output from another source, or more of
             them would go than is allowed.
     """
-    if not listing.rows:
+    if not listing.rows and not (kept_out and kept_out.rows):
         raise SettingsError(
             "The source has no files: the folder, bucket or table is empty, or nothing matches the "
             "glob. Nothing was changed."
@@ -221,7 +237,7 @@ def compare(listing: Spool, known: Known, asked: Asked) -> Comparison:
             "%d of %d listed images are archived and cannot be read: they are left out until "
             "they are restored.", unread, listing.rows - repeated,
         )  # fmt: skip
-    _require_few_deletions(compared, known.live(asked.of), asked)
+    _require_few_deletions(compared, known.live(asked.of), asked, kept_out)
     return compared
 
 
@@ -233,10 +249,15 @@ def _require_one_source(place: Scratch) -> None:
         )
 
 
-def _require_few_deletions(compared: Comparison, live: int, asked: Asked) -> None:
-    lost = compared.place.number(
-        "SELECT count(DISTINCT id) FROM k WHERE is_live AND id NOT IN (SELECT id FROM l)"
-    )
+def _require_few_deletions(
+    compared: Comparison, live: int, asked: Asked, kept_out: Spool | None
+) -> None:
+    place = compared.place
+    if kept_out and kept_out.rows:
+        place.insert(_KEPT_OUT, kept_out.read())
+    else:
+        place.rows("CREATE TABLE kept_out (id UUID)")
+    lost = place.number(_LOST)
     if lost > FEW and lost > asked.max_delete_rate * live:
         raise SettingsError(
             f"{lost:,} of the {live:,} images that this output holds of {asked.of} are not in its "

@@ -115,7 +115,7 @@ class Crops:
     def _recipe(self) -> str:
         made_by = embedding.recipe(self.looked.encoder, self.looked.ref)
         grid = [self.grid.rows, self.grid.columns, self.grid.overlap]
-        return digest(["crops", VERSION, layout.CONTRACT, made_by, grid])
+        return digest(["crops", VERSION, layout.RECIPES, made_by, grid])
 
     def _write(self, job: Job, made: Embedded, done: Made) -> None:
         """Write the crops of a shard: of the images all of whose windows gave an embedding."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from clipcap import embedding, tables, tuning, workers
+from clipcap import alive, embedding, tables, tuning, workers
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import ClipcapError, ImageError, StorageError
 from clipcap.feed import PIXELS, WINDOW, Batch, Feed, Part, Waits
@@ -137,6 +137,7 @@ class Embedder(Generic[T]):
             started, began = time.time(), time.perf_counter()
             result = self._begin(batch, good)
             begun_s = time.perf_counter() - began
+            alive.beat()
             if before is not None:
                 yield before
             before = _Running(batch, good, result, started, begun_s)

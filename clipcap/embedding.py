@@ -69,7 +69,7 @@ def recipe(settings: EmbedSettings, ref: EncoderRef) -> str:
         ref, module.Settings(model=settings.model, precision=settings.precision)
     )
     pixels, library = settings.pixels.model_dump(), module.__name__.rpartition(".")[2]
-    return digest(["embed", VERSION, layout.CONTRACT, library, identity, pixels])
+    return digest(["embed", VERSION, layout.RECIPES, library, identity, pixels])
 
 
 def load(settings: EmbedSettings, speed: Speed) -> Encoder:

@@ -65,6 +65,10 @@ class NotFoundError(StorageError):
     """The object, folder or bucket is not there."""
 
 
+class DamagedError(StorageError):
+    """An object is there, but is not whole."""
+
+
 class AccessDeniedError(StorageError):
     """The store knows who asks, or cannot tell, and says no."""
 
@@ -93,10 +97,28 @@ class DriftError(ClipcapError):
     exit_code = 9
 
 
+class LeaseError(ClipcapError):
+    """Another run works on the output, or took it over from this one."""
+
+    exit_code = 7
+
+
+class StalledError(ClipcapError):
+    """A run took no step any more; its process was ended."""
+
+    exit_code = 10
+
+
 class ServerError(ClipcapError):
     """The Prefect server did not answer."""
 
     exit_code = 8
+
+
+class WorkerLostError(ServerError):
+    """A worker, or the process in which it worked, ended before it could say what it did."""
+
+    retryable = True
 
 
 class PartitionsFailedError(ClipcapError):

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from clipcap import commits, layout, manifest, storage, tables
 from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
-from clipcap.plans import Plan
+from clipcap.plans import Plan, task_count
 
 _NIGHTS: Final = 20  # of the past: old rates are those of another machine or version
 _TAR_BYTES: Final = 2_048  # that a tar adds to an image: headers, padding, its captions
@@ -92,11 +92,15 @@ def forecast(plan: Plan, *, run: Run, wanted: Sequence[Wanted], shards_per_task:
     writes = taken * sizes.get(layout.table(run.out, "manifest"), _MANIFEST_BYTES)
     size = sum(part.size_bytes for part in plan.planned)
     writes += 0 if plan.in_place else size + taken * _TAR_BYTES
-    steps = [_step("shard", "", taken, len(plan.planned) + len(plan.retired), past)]
-    tasks = -(-(len(live) + len(plan.planned)) // shards_per_task)
+    planned, left = len(plan.planned), len(plan.retired)
+    tasks = sum(task_count(shards, shards_per_task) for shards in (planned, left))
+    steps = [_step("shard", "", taken, tasks, past)]
     for one in wanted:
-        missing = [_missing(run.out, live, folder) for folder in one.folders]
+        lacking = [_missing(run.out, live, folder) for folder in one.folders]
+        missing = [more for more, _ in lacking]
         images = sum(taken + more for more in missing)
+        lack = max((shards for _, shards in lacking), default=0)
+        tasks = task_count(planned + left + lack, shards_per_task)
         steps.append(_step(one.stage, ", ".join(one.of), images, tasks, past))
         writes += sum(
             (taken + more) * sizes.get(folder, one.row_bytes)
@@ -166,10 +170,10 @@ def _row_bytes(out: str) -> dict[str, float]:
     return {folder: size / rows for folder, (size, rows) in counted.items()}
 
 
-def _missing(out: str, live: Collection[Shard], folder: str) -> int:
-    """Return how many live images are in shards that have no table in a folder."""
+def _missing(out: str, live: Collection[Shard], folder: str) -> tuple[int, int]:
+    """Return the live images in shards that have no table in a folder, and the number of those."""
     done = {layout.shard_of(found.url) for found in storage.listed(folder)}
     without = [shard for shard in live if shard not in done]
     with ThreadPoolExecutor(storage.IN_FLIGHT, thread_name_prefix="forecast") as pool:
         found = pool.map(lambda shard: commits.find(layout.manifest(out, shard)), without)
-        return sum(commit.rows for commit in found if commit)
+        return sum(commit.rows for commit in found if commit), len(without)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Final
 
 from clipcap import commits, layout, manifest, plans, storage
-from clipcap.errors import NotFoundError, TooManyRejectsError
+from clipcap.errors import DamagedError, NotFoundError, TooManyRejectsError
 from clipcap.layout import Run, Shard
 
 _EXAMPLES: Final = 3
@@ -49,17 +49,26 @@ def require_few_rejects(
 
 
 def published(out: str) -> dict[str, str]:
-    """Return the objects that the newest whole run told readers of: URL to fingerprint."""
+    """Return the objects that the newest whole run told readers of: URL to fingerprint.
+
+    Raises:
+        DamagedError: what names them cannot be read.
+    """
     try:
         latest = json.loads(storage.read(layout.latest(out)))
         listed = json.loads(storage.read(layout.run_manifest(out, latest["run_id"])))
+        return {
+            f"{out}/{found['url']}": found["fingerprint"]
+            for found in listed["objects"]
+            if "fingerprint" in found
+        }
     except NotFoundError:
         return {}
-    return {
-        f"{out}/{found['url']}": found["fingerprint"]
-        for found in listed["objects"]
-        if "fingerprint" in found
-    }
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedError(
+            f"_latest.json of {out} and the list that it names must be whole JSON, but cannot be "
+            f"read: {error!r}. `clipcap verify {out} --repair` mends them."
+        ) from error
 
 
 def _sentence(

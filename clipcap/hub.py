@@ -146,7 +146,8 @@ def _require_hub(repository: str) -> None:
     if constants.is_offline_mode():
         reason = "The model hub is switched off (HF_HUB_OFFLINE is set)"
     elif not _answers(constants.ENDPOINT):
-        reason = f"The model hub {constants.ENDPOINT} is not reachable"
+        endpoint = storage.without_credentials(constants.ENDPOINT)
+        reason = f"The model hub {endpoint} is not reachable"
     else:
         return
     raise HubError(

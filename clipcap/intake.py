@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -188,6 +188,17 @@ def refuse_twins(found: Iterable[Taken | Refused]) -> list[Taken | Refused]:
             judged.append(sample)
             seen.add(key)
     return judged
+
+
+def refuse_contents(found: Iterable[Taken | Refused], contents: Set[str]) -> list[Taken | Refused]:
+    """Turn images whose bytes were taken out of the output under another name into rejects."""
+    error = ImageError("opted_out", "An image with these bytes was taken out of this output.")
+    return [
+        Refused(one.todo, error.reason, error)
+        if isinstance(one, Taken) and one.inspected.content_sha256 in contents
+        else one
+        for one in found
+    ]
 
 
 def tar_files(taken: Iterable[Taken]) -> list[tuple[str, str, bytes]]:

@@ -28,8 +28,18 @@ def sample_key(source_uri: str) -> str:
     """
     stem = re.split(r"[/#]", source_uri)[-1].partition(".")[0]
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:_STEM_LENGTH].strip("_-")
-    tail = image_id(source_uri)[:_TAIL_LENGTH]
-    return f"{readable}-{tail}" if readable else tail
+    own = tail(image_id(source_uri))
+    return f"{readable}-{own}" if readable else own
+
+
+def tail(image_id: str) -> str:
+    """Return what the key of an image ends with, and its `image_id` begins with."""
+    return image_id[:_TAIL_LENGTH]
+
+
+def key_tail(key: str) -> str:
+    """Return what a key ends with."""
+    return key[-_TAIL_LENGTH:]
 
 
 def is_key(text: str) -> bool:

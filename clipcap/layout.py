@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -9,10 +11,18 @@ from clipcap.keys import path_name
 from clipcap.settings import digest
 
 CONTRACT: Final = 1
-"""Version of the output contract; a change of a table, a path or a fingerprint raises it."""
+"""Version of the output contract; a change of a table or a path raises it."""
+RECIPES: Final = 1
+"""Stands in every recipe and never changes: a new contract makes nothing anew."""
 
 Table = Literal["manifest", "embeddings", "captions", "labels", "rejects", "runs", "shard_runs"]
 PER_SHARD: Final[tuple[Table, ...]] = ("manifest", "embeddings", "captions", "labels", "rejects")
+_MERGED: Final = "-m"
+_OF_SHARD: Final = re.compile(
+    r"((manifest|rejects|embeddings/model=[^/]+|captions/captioner=[^/]+|labels/labelset=[^/]+)"
+    r"/dt=\d{4}-\d{2}-\d{2}/[A-Za-z0-9_-]+\.parquet"
+    r"|shards/dt=\d{4}-\d{2}-\d{2}/[A-Za-z0-9_-]+\.tar)"
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,13 +35,26 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.dt}/{self.name}"
 
+    @property
+    def generation(self) -> int:
+        """How often its images were merged into a new shard; see `merged`."""
+        return int(self.name.partition(_MERGED)[2] or 0)
+
+
+def merged(dt: str, sha256: str, sources: Iterable[Shard]) -> Shard:
+    """Return the shard that the images of others are merged into; `sha256` is of what it holds.
+
+    Where an image is in both, for a moment or after a crash, that of the higher generation counts.
+    """
+    generation = 1 + max(shard.generation for shard in sources)
+    return Shard(dt, f"{sha256[:16]}{_MERGED}{generation}")
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One execution of a flow: what every object that it writes is signed with.
 
-    `dt` is the logical date (the scheduled start, not the clock); `out` is the canonical URL of the
-    output.
+    `dt` is the logical date (the scheduled start, not the clock); `out` is a canonical URL.
     """
 
     run_id: str
@@ -95,6 +118,11 @@ def shard_of(url: str) -> Shard:
     return Shard(dt=folder.rpartition("/dt=")[2], name=name.partition(".")[0])
 
 
+def is_of_shard(path: str) -> bool:
+    """Tell whether a path below an output is that of a table or tar of a shard."""
+    return _OF_SHARD.fullmatch(path) is not None
+
+
 def runs(run: Run) -> str:
     """Return the URL of a run's own row."""
     return f"{run.out}/runs/dt={run.dt}/{run.run_id}.parquet"
@@ -107,12 +135,22 @@ def shard_runs(run: Run) -> str:
 
 def report(run: Run) -> str:
     """Return the URL of a run's report page."""
-    return f"{run.out}/reports/{run.run_id}/index.html"
+    return f"{reports(run.out)}/{run.run_id}/index.html"
+
+
+def reports(out: str) -> str:
+    """Return the URL of the folder of report pages."""
+    return f"{out}/reports"
 
 
 def plan(run: Run, shard: Shard) -> str:
     """Return the URL of the samples that a shard still to be written shall hold."""
     return f"{plans_of(run)}/{shard.name}.parquet"
+
+
+def group(run: Run, name: str) -> str:
+    """Return the URL of what became of a group of shards that another process took."""
+    return f"{plans_of(run)}/groups/{name}.json"
 
 
 def plans_of(run: Run) -> str:
@@ -123,6 +161,16 @@ def plans_of(run: Run) -> str:
 def plans(out: str) -> str:
     """Return the URL of the folder of plans; empty but while a run is under way or was killed."""
     return f"{out}/_plans"
+
+
+def leases(out: str) -> str:
+    """Return the URL of the folder of who works, or worked last, on an output."""
+    return f"{out}/_lease"
+
+
+def lease(out: str, number: int) -> str:
+    """Return the URL of one lease; numbers begin with 1, and the highest one holds."""
+    return f"{leases(out)}/{number:012d}.json"
 
 
 def label_embeddings(out: str, *, model_id: str, digest: str) -> str:
@@ -157,17 +205,27 @@ def promotion_scores(out: str, number: int) -> str:
 
 def training(out: str, name: str) -> str:
     """Return the URL of the state that a killed training goes on from; gone when it is done."""
-    return f"{out}/_training/{path_name(name)}.safetensors"
+    return f"{trainings(out)}/{path_name(name)}.safetensors"
+
+
+def trainings(out: str) -> str:
+    """Return the URL of the folder of what trainings leave until they are done."""
+    return f"{out}/_training"
 
 
 def views(out: str, *, model_id: str) -> str:
     """Return the URL of the folder of embeddings of augmented views, of images to train on."""
-    return f"{out}/_training/views/model={path_name(model_id)}"
+    return f"{trainings(out)}/views/model={path_name(model_id)}"
 
 
 def run_manifest(out: str, run_id: str) -> str:
     """Return the URL of the list of every object that a run left standing."""
-    return f"{out}/_manifests/{run_id}.json"
+    return f"{run_manifests(out)}/{run_id}.json"
+
+
+def run_manifests(out: str) -> str:
+    """Return the URL of the folder of the lists of whole runs."""
+    return f"{out}/_manifests"
 
 
 def latest(out: str) -> str:
@@ -194,7 +252,12 @@ def retirement(run: Run, shard: Shard) -> str:
 
 def listings(out: str, source: str) -> str:
     """Return the URL of the folder of what the containers of a source hold."""
-    return f"{out}/_listings/{digest(source)[:16]}"
+    return f"{all_listings(out)}/{digest(source)[:16]}"
+
+
+def all_listings(out: str) -> str:
+    """Return the URL of the folder of what the containers of all sources hold."""
+    return f"{out}/_listings"
 
 
 def listing(out: str, source: str, *, container: str, etag: str) -> str:
@@ -220,3 +283,18 @@ def drift(out: str, dt: str) -> str:
 def canaries(out: str, *, model_id: str, recipe: str) -> str:
     """Return the URL of the embeddings that canary images had when they were seen first."""
     return f"{out}/_canaries/model={path_name(model_id)}/{recipe[:32]}.parquet"
+
+
+def forgotten(out: str) -> str:
+    """Return the URL of the folder of what was taken out of an output and must not come back."""
+    return f"{out}/_forgotten"
+
+
+def forgotten_record(out: str, digest: str) -> str:
+    """Return the URL of one list of what must not come back."""
+    return f"{forgotten(out)}/{digest[:32]}.json"
+
+
+def unfinished(out: str) -> str:
+    """Return the URL of the folder of what is being taken out; empty but then, or after a kill."""
+    return f"{forgotten(out)}/unfinished"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ from typing import Final
 import pyarrow as pa
 
 from clipcap.errors import NotFoundError
-from clipcap.objects import ObjectInfo, Part, batch_of
+from clipcap.objects import ObjectInfo, Part, Unfinished, batch_of
 from clipcap.refusals import translated
-from clipcap.urls import of_path
+from clipcap.urls import of_path, path_of
 
 _BATCH: Final = 10_000
+_TEMPORARY: Final = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # what `_temporary` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,22 @@ def walk(folder: Path) -> Iterator[str]:
 
 def remove_temporaries(folder: Path, *, older_s: float) -> int:
     """Remove the hidden files of writers that were killed; return how many there were."""
-    now = time.time()
-    found = [path for path in folder.rglob(".*.tmp") if path.is_file()]
-    old = [path for path in found if now - path.stat().st_mtime > older_s]
-    for path in old:
-        path.unlink(missing_ok=True)
+    old = temporaries(folder, older_s=older_s)
+    for one in old:
+        path_of(one.url).unlink(missing_ok=True)
     return len(old)
+
+
+def temporaries(folder: Path, *, older_s: float) -> list[Unfinished]:
+    """Return the hidden files of writers that were killed."""
+    found = []
+    for path in folder.rglob(".*.tmp"):
+        if path.is_file() and _TEMPORARY.fullmatch(path.name):
+            status = path.stat()
+            if time.time() - status.st_mtime > older_s:
+                begun_at = datetime.fromtimestamp(status.st_mtime, UTC)
+                found.append(Unfinished(of_path(str(path)), status.st_size, begun_at))
+    return found
 
 
 def _refuse(error: OSError) -> None:

@@ -49,6 +49,24 @@ class SourceTar:
         return {"tar": self.url, "tar_etag": self.etag}
 
 
+@dataclass(frozen=True, slots=True)
+class MergedFrom:
+    """The shards that a shard was merged from, each with the digest of its members then."""
+
+    members: Mapping[Shard, str]
+
+    @property
+    def footer(self) -> dict[str, str]:
+        """What the footer of the manifest says of them."""
+        return {"merged": json.dumps([[one.dt, one.name, of] for one, of in self.members.items()])}
+
+
+def merged_from(metadata: Mapping[str, str]) -> MergedFrom | None:
+    """Return the shards that the footer of a manifest names as those it was merged from."""
+    named = json.loads(metadata.get("merged", "[]"))
+    return MergedFrom({Shard(dt, name): of for dt, name, of in named}) if named else None
+
+
 def source_tar(metadata: Mapping[str, str]) -> SourceTar | None:
     """Return the tar of the source that the footer of a manifest names; None: the shard has one."""
     url = metadata.get("tar")
@@ -67,9 +85,11 @@ def orphan_rejects(out: str) -> list[Shard]:
 
 
 def objects(out: str, name: layout.Table) -> list[storage.ObjectInfo]:
-    """Return the objects of a table, sorted by URL."""
+    """Return the objects of a table, sorted by URL; a Delta log beside them is none of it."""
     found = storage.listed(layout.table(out, name))
-    return [info for info in found if info.url.endswith(".parquet")]
+    return [
+        info for info in found if info.url.endswith(".parquet") and "/_delta_log/" not in info.url
+    ]
 
 
 def _source(table: pa.Table) -> str:
@@ -127,19 +147,28 @@ def members(table: pa.Table) -> str:
     return digest([table[name].to_pylist() for name in columns])
 
 
+def recipe() -> str:
+    """Return the recipe of manifests as they are written now."""
+    return digest(["manifest", VERSION, layout.RECIPES])
+
+
 def publish(
-    table: pa.Table, shard: Shard, *, run: Run, source: str, tar: SourceTar | None = None
+    table: pa.Table,
+    shard: Shard,
+    *,
+    run: Run,
+    source: str,
+    tar: SourceTar | MergedFrom | None = None,
 ) -> Commit:
     """Write the manifest of a shard; from now on the shard counts.
 
-    `tar`: where its images lie, if they were left in the source.
+    `tar`: where its images lie, if they were left in the source; or what they were merged from.
     """
     listed = members(table)
-    recipe = digest(["manifest", VERSION, layout.CONTRACT])
     return commits.publish(
         layout.manifest(run.out, shard),
         table,
-        fingerprint=Fingerprint(recipe, listed),
+        fingerprint=Fingerprint(recipe(), listed),
         run_id=run.run_id,
         metadata={"members": listed, "source": source, **(tar.footer if tar else {})},
     )
@@ -156,7 +185,7 @@ def publish_rejects(rows: Iterable[Mapping[str, Any]], shard: Shard, *, run: Run
     commits.publish(
         url,
         table,
-        fingerprint=Fingerprint(digest(["rejects", VERSION, layout.CONTRACT]), listed),
+        fingerprint=Fingerprint(digest(["rejects", VERSION, layout.RECIPES]), listed),
         run_id=run.run_id,
         metadata={"members": listed},
     )

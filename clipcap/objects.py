@@ -30,6 +30,19 @@ class ObjectInfo:
     modified_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What a writer that was killed left of an object, and no listing shows.
+
+    A hidden file of this machine, or the parts of an upload, `upload_id`, whose size is not told.
+    """
+
+    url: str
+    size_bytes: int
+    begun_at: datetime
+    upload_id: str = ""
+
+
 def batch_of(found: Iterable[ObjectInfo]) -> pa.RecordBatch:
     """Return objects as one batch of schema `LISTED`."""
     rows = [(one.url, one.size_bytes, one.etag, one.modified_at) for one in found]

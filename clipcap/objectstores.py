@@ -6,6 +6,8 @@ so no call is blocked by a store that froze.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,15 +18,17 @@ from typing import Final
 
 import pyarrow as pa
 
-from clipcap import s3, s3listing
+from clipcap import s3, s3listing, s3uploads
 from clipcap.bucketclients import PART_BYTES, PARTS_IN_FLIGHT, client, listing
-from clipcap.errors import NotFoundError
-from clipcap.objects import Client, ObjectInfo, Part, batch_of
+from clipcap.errors import NotFoundError, TransientStorageError
+from clipcap.objects import Client, ObjectInfo, Part, Unfinished, batch_of
 from clipcap.refusals import Refusal, translated
 
 CHUNK_BYTES: Final = PART_BYTES
 PROTOCOLS: Final = ("s3", "s3a", "gs", "az")
 _MOST_AT_ONCE: Final = 5 * 2**30  # that S3 takes in one request
+_MD5: Final = re.compile("[0-9a-f]{32}")
+_WITHOUT_MD5: Final[set[str]] = set()  # buckets whose versions look like MD5 digests, and are none
 _SLOWEST_BYTES_PER_S: Final = 2**20  # a large object in one request may take longer, at this pace
 
 
@@ -40,7 +44,24 @@ class ObjectPlace:
         return self.part(offset, length).data
 
     def part(self, offset: int, length: int | None) -> Part:
-        """Return the same with size and version of the object."""
+        """Return the same with size and version of the object; a whole one is checked.
+
+        Where its version is an MD5 digest of other bytes, it is read again: bytes that come twice
+        are right, and the versions of this bucket are no such digests (KMS keys).
+        """
+        found = self._joined(offset, length)
+        if self._root in _WITHOUT_MD5 or _is_intact(found):
+            return found
+        again = self._joined(offset, length)
+        if again == found:
+            _WITHOUT_MD5.add(self._root)
+        elif not _is_intact(again):
+            raise TransientStorageError(
+                f"Cannot get {self.url}: its bytes are not those of its digest, {again.etag}."
+            )
+        return again
+
+    def _joined(self, offset: int, length: int | None) -> Part:
         parts = list(self._parts(offset, length, PART_BYTES))
         if not parts:
             return Part(b"", 0, "")
@@ -117,6 +138,18 @@ class ObjectPlace:
             else:
                 next(listing(self._root, "", self.deadline_s), None)
 
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Yield the uploads below that were never finished; of other stores than S3 none."""
+        if self._is_s3:
+            with translated("list", self.url):
+                prefix = f"{self._key}/" if self._key else ""
+                yield from s3uploads.uploads(self._bucket(), prefix, root=f"{self._root}/")
+
+    def discard(self, upload_id: str) -> None:
+        """Give up an upload to this key."""
+        with translated("delete", self.url):
+            s3uploads.abort(self._bucket(), self._key, upload_id)
+
     def _below(self, prefix: str) -> Iterator[pa.RecordBatch]:
         if self._is_s3:
             yield from s3listing.batches(self._bucket(), prefix, root=f"{self._root}/")
@@ -163,6 +196,13 @@ class ObjectPlace:
     @property
     def _key(self) -> str:
         return self.url.partition("://")[2].partition("/")[2]
+
+
+def _is_intact(part: Part) -> bool:
+    """Tell whether bytes are those of their version, as far as that can be told."""
+    if len(part.data) != part.size_bytes or not _MD5.fullmatch(part.etag):
+        return True  # a range, or an object that came in parts
+    return hashlib.md5(part.data, usedforsecurity=False).hexdigest() == part.etag
 
 
 def _version(etag: str) -> str:

@@ -25,7 +25,8 @@ class Outcome:
 
     `computed` counts rows made by this run; the other `rows` were there or were reused by content.
     Of `duration_s` in all, `model_s` went by inside the model, and for `read_s` and `decode_s` the
-    model waited until images were read, and decoded; in seconds.
+    model waited until images were read, and decoded; in seconds. `worker` is who did it, where
+    that was another process than the run's own.
     """
 
     stage: StageName
@@ -47,6 +48,7 @@ class Outcome:
     sha256: str = ""
     reasons: tuple[tuple[str, int], ...] = ()
     examples: tuple[str, ...] = field(default=())
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,21 @@ def committed(
         done.rejected, done.duration_s, taken / max(done.duration_s, 1e-9),
     )  # fmt: skip
     return done
+
+
+def unchanged(stage: StageName, shard: Shard, commit: Commit, *, of: str) -> Outcome:
+    """Return that there was nothing to do, and log no line: of such shards there are many."""
+    return Outcome(
+        stage=stage,
+        shard=shard,
+        state="unchanged",
+        rows=commit.rows,
+        url=commit.url,
+        fingerprint=commit.fingerprint,
+        started_at=time.time(),
+        duration_s=0.0,
+        of=of,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,15 @@ import pyarrow.compute as pc
 
 from clipcap import ahead, keys, layout, samples, storage, tables
 from clipcap.comparison import Comparison
+from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
 from clipcap.planning import Todo
+
+MOST_TASKS: Final = 500
+"""Task runs of one stage of one run, whatever there is to do: each costs 20 KB of Prefect's
+database, and a stage over all shards of years would have a hundred thousand."""
+MOST_SHARDS: Final = 10_000
+"""Shards of one task: their names are parameters of a run, which Prefect takes up to 512 KiB."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,8 +36,19 @@ _SCHEMA: Final = pa.schema(
         ("first_seen_at", tables.TIME),
         ("attempts", pa.int32()),
         ("changed", pa.bool_()),
+        ("donor", pa.string()),
     ]
 )
+
+
+def shards_per_task(shards: int, wanted: int) -> int:
+    """Return how many shards a task takes: as `wanted`, or more where that gave too many tasks."""
+    return max(wanted, min(-(-shards // MOST_TASKS), MOST_SHARDS))
+
+
+def task_count(shards: int, wanted: int) -> int:
+    """Return how many tasks that gives."""
+    return -(-shards // shards_per_task(shards, wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,11 @@ class Plan:
     unchanged: int
     in_place: bool = False
     """Whether the images stay in the tars of the source."""
+
+    def first(self, live: Iterable[Shard]) -> list[Shard]:
+        """Return shards, those of this plan first: rows of moved images are still in the others."""
+        own = {part.shard for part in self.planned}
+        return sorted(live, key=lambda shard: (shard not in own, shard))
 
 
 def write(
@@ -142,6 +165,19 @@ def read(run: Run, shard: Shard) -> Work:
 
 def _todo(row: Mapping[str, Any]) -> Todo:
     return Todo(samples.of_row(row), row["first_seen_at"], row["attempts"], row["changed"])
+
+
+def donors(run: Run, shard: Shard) -> list[Shard]:
+    """Return the shards that hold, under other names, what looks like images of a planned shard.
+
+    Their versions are equal: a hint, which content digests confirm or not. None without a plan.
+    """
+    try:
+        found = tables.read(layout.plan(run, shard), columns=["donor"])["donor"]
+    except NotFoundError:
+        return []
+    names = found.drop_null().unique().to_pylist()
+    return sorted(Shard(*name.split("/")) for name in names)
 
 
 def read_retirement(run: Run, shard: Shard) -> tuple[list[str], list[str]]:

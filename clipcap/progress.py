@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from clipcap import alive
 from clipcap.captioner import Captioner
 
 _STEPS: Final = logging.getLogger("clipcap.steps")
@@ -104,6 +105,7 @@ def line(now: Progress, *, done: int, seconds: float) -> str:
 
 def tell(now: Progress) -> None:
     """Tell who draws a bar where a training stands: `clipcap.steps`, below what logs show."""
+    alive.beat()
     _STEPS.debug("%s", now)
 
 

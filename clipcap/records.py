@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal
 
@@ -52,7 +53,7 @@ def write(
 
 
 def _publish(url: str, name: layout.Table, rows: list[dict[str, Any]], night: Night) -> None:
-    fingerprint = Fingerprint(digest([name, VERSION, layout.CONTRACT]), night.run.run_id)
+    fingerprint = Fingerprint(digest([name, VERSION, layout.RECIPES]), night.run.run_id)
     table = tables.from_rows(rows, tables.SCHEMAS[name])
     commits.publish(url, table, fingerprint=fingerprint, run_id=night.run.run_id, metadata={})
 
@@ -124,6 +125,7 @@ def _written(found: storage.ObjectInfo) -> tuple[str, datetime]:
     return began, found.modified_at or datetime.min.replace(tzinfo=UTC)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that shape the results."""
     found = {"python": sys.version.split()[0], "platform": platform.platform()}
@@ -144,7 +146,7 @@ def _shard_row(outcome: Outcome, night: Night) -> dict[str, Any]:
         "rows": outcome.rows,
         "rejected": outcome.rejected,
         "attempts": 1,
-        "worker": socket.gethostname(),
+        "worker": outcome.worker or socket.gethostname(),
         "started_at": datetime.fromtimestamp(outcome.started_at, UTC),
         "duration_s": outcome.duration_s,
         "output_uri": outcome.url,

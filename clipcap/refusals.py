@@ -19,8 +19,9 @@ _MISSING: Final = frozenset(("404", "410", "KeyTooLongError", "InvalidObjectName
 _TAKEN: Final = frozenset(("409", "412"))
 _NOT_A_PLACE: Final = frozenset((errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP))
 _LOOKED_IN: Final = {
-    "s3": "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), profile (AWS_PROFILE), instance "
-    "role. For a store other than AWS set AWS_ENDPOINT_URL too.",
+    "s3": "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), profile (AWS_PROFILE, or "
+    "CLIPCAP_S3_PROFILES for a bucket), instance role. For a store other than AWS set "
+    "AWS_ENDPOINT_URL too.",
     "gs": "environment (GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT), the machine.",
     "az": "environment (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY), the machine.",
 }

@@ -50,6 +50,13 @@ def missing(live: pa.Table, kept: pa.Table | None) -> pa.Table:
     return live.filter(pc.invert(pc.is_in(_identity(live), _identity(kept))))
 
 
+def together(kept: pa.Table | None, more: pa.Table | None) -> pa.Table | None:
+    """Return both tables as one; None of none."""
+    if kept is None or more is None:
+        return more if kept is None else kept
+    return pa.concat_tables([kept, more.cast(kept.schema)])
+
+
 def _identity(table: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(table["image_id"], table["content_sha256"], "/")
 

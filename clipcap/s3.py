@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httpcore
 
-from clipcap import wire
+from clipcap import s3options, wire
 from clipcap.errors import SettingsError
 from clipcap.refusals import NO_KEYS, NO_NAME, Refusal
 
@@ -28,6 +28,7 @@ _ENVIRONMENT: Final = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
     *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE"),
+    *s3options.ENVIRONMENT,
 )
 _NO_KEYS_S: Final = 60.0  # asking the metadata service of a machine without one takes seconds
 _LOGIN_S: Final = 10.0  # for the servers that give the keys of a role or a login
@@ -62,13 +63,13 @@ def bucket(name: str, environment: tuple[str | None, ...], deadline_s: float) ->
         Refusal: no bucket can have this name, or there are no keys.
         OSError: the store does not answer.
     """
-    return Bucket(name, account(environment), deadline_s)
+    return Bucket(name, account(environment, s3options.profile(name)), deadline_s)
 
 
-@lru_cache(maxsize=8)
-def account(_environment: tuple[str | None, ...]) -> Account:
-    """Return the account that an environment stands for."""
-    return Account()
+@lru_cache(maxsize=16)
+def account(_environment: tuple[str | None, ...], profile: str = "") -> Account:
+    """Return the account that an environment stands for, or a profile of its own in it."""
+    return Account(profile)
 
 
 def _forget() -> None:
@@ -83,18 +84,23 @@ os.register_at_fork(after_in_child=_forget)
 class Account:
     """Where an S3 store is, and the keys to it: from environment, profile or instance role."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         """Read environment and profile; no server is asked yet.
+
+        Args:
+            name: a profile to go by before the environment; empty: as AWS's own tools do.
 
         Raises:
             Refusal: the profile is not there, or cannot be read.
+            SettingsError: a variable cannot be what it is.
         """
         import botocore.config  # noqa: PLC0415 - 0.2 s that a local run need not wait for
         import botocore.exceptions  # noqa: PLC0415
         import botocore.session  # noqa: PLC0415
 
         self._refused = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
-        self._session = botocore.session.Session()
+        self._session = botocore.session.Session(profile=name or None)
+        self.options = s3options.options()
         limits = {"connect_timeout": _LOGIN_S, "read_timeout": _LOGIN_S}
         retries = {"total_max_attempts": 2, "mode": "standard"}
         self._session.set_default_client_config(botocore.config.Config(**limits, retries=retries))
@@ -103,14 +109,15 @@ class Account:
         self._lock = threading.Lock()
         try:
             profile = self._session.get_scoped_config()
-            self.endpoint = self._endpoint(profile)
+            self.endpoint = self._endpoint(profile, is_own=bool(name))
             asked = os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
         except self._refused as error:
             raise _no_keys(error) from error
         self.region = asked or "us-east-1"
         own = profile.get("s3", {})
         style = own.get("addressing_style", "auto") if isinstance(own, dict) else "auto"
-        self.is_virtual = style == "virtual" or (style == "auto" and not self.endpoint)
+        usual = style == "virtual" or (style == "auto" and not self.endpoint)
+        self.is_virtual = usual if self.options.is_virtual is None else self.options.is_virtual
         self.authorities = str(self._session.get_config_variable("ca_bundle") or "")
         proxy = "" if urllib.request.proxy_bypass(self._host) else _proxy(self._base)
         self.connections = wire.pool(wire.Backend(), authorities=self.authorities, proxy=proxy)
@@ -149,16 +156,14 @@ class Account:
         scheme, _, host = root.partition("://")
         return f"{scheme}://{bucket}.{host}"
 
-    def _endpoint(self, profile: Mapping[str, Any]) -> str:
+    def _endpoint(self, profile: Mapping[str, Any], *, is_own: bool) -> str:
         services = self._session.full_config.get("services", {})
-        own = services.get(profile.get("services"), {}).get("s3", {})
-        found = (
-            os.environ.get("AWS_ENDPOINT_URL_S3")
-            or os.environ.get("AWS_ENDPOINT_URL")
-            or (own.get("endpoint_url") if isinstance(own, dict) else None)
-            or profile.get("endpoint_url")
-        )
-        endpoint = str(found or "").rstrip("/")
+        service = services.get(profile.get("services"), {}).get("s3", {})
+        own = service.get("endpoint_url") if isinstance(service, dict) else None
+        given = (own or profile.get("endpoint_url"),)
+        around = tuple(map(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")))
+        found = next(filter(None, given + around if is_own else around + given), "")
+        endpoint = str(found).rstrip("/")
         if endpoint and not endpoint.startswith(("http://", "https://")):
             raise SettingsError(
                 "The address of an S3 store (AWS_ENDPOINT_URL) must begin with http:// or https://."
@@ -249,7 +254,9 @@ class Bucket:
         import botocore.auth  # noqa: PLC0415
         import botocore.awsrequest  # noqa: PLC0415
 
-        unsigned = botocore.awsrequest.AWSRequest(method, url, dict(headers), body)
+        own = self.account.options
+        all_headers = {**own.headers, **(own.put_headers if method == "PUT" else {}), **headers}
+        unsigned = botocore.awsrequest.AWSRequest(method, url, all_headers, body)
         botocore.auth.S3SigV4Auth(self.account.keys(), "s3", self.region).add_auth(unsigned)
         length = {} if method in ("GET", "HEAD") else {"Content-Length": str(len(body))}
         to_send = {"Host": urlsplit(url).netloc, **length, **dict(unsigned.headers)}

@@ -164,7 +164,7 @@ def _page(bucket: Bucket, prefix: str, after: str, limit: int = 0) -> _Page:
     fields = [field.findall(data) for field in _FIELDS]
     if len({len(found) for found in fields}) > 1:  # an object without an etag, say
         fields = _one_by_one(data)
-    keys = [_text(key) for key in fields[0]]
+    keys = [text(key) for key in fields[0]]
     is_last = not _MORE.search(data)
     if not is_last and (not keys or keys[-1] <= after):
         raise Refusal(str(answer.status), said="its listing does not go on")
@@ -180,9 +180,10 @@ def _one_by_one(data: bytes) -> list[list[bytes]]:
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _FIELDS]
 
 
-def _text(raw: bytes) -> str:
-    text = raw.decode("utf-8")
-    return _ENTITY.sub(_character, text) if "&" in text else text
+def text(raw: bytes) -> str:
+    """Return the text that a piece of XML stands for."""
+    decoded = raw.decode("utf-8")
+    return _ENTITY.sub(_character, decoded) if "&" in decoded else decoded
 
 
 def _character(entity: re.Match[str]) -> str:

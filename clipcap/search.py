@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from clipcap import alive
 from clipcap.trees import Tree
 
 R_co = TypeVar("R_co", covariant=True)
@@ -59,6 +60,7 @@ def run(tree: Tree, search: Search[R], prefix_NPE: Tensor, *, slots: int) -> lis
             waiting = images.stop
         else:
             search.extend(tree.advance(search.token_NK, search.source_NK))
+        alive.beat()
         done = search.done()
         if any(done):
             found |= {active[n]: search.result(n) for n, is_done in enumerate(done) if is_done}

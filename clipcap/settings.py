@@ -6,13 +6,24 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from clipcap import credentials
 
 
 class Settings(BaseModel):
-    """Frozen, no unknown fields; the docstring under a field is its help text everywhere."""
+    """Frozen, no unknown fields; the docstring under a field is its help text everywhere.
+
+    An address with a password or a signature in it is refused in every field (`SettingsError`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_secrets(cls, given: Any) -> Any:  # noqa: ANN401 - whatever is given
+        credentials.refuse(given)
+        return given
 
     def fingerprint(self) -> str:
         """Return the digest of every field."""

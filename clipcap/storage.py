@@ -9,25 +9,26 @@ and never from a URL.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pyarrow as pa
 
-from clipcap import filesystems, localfiles, objectstores, urls, web
+from clipcap import alive, filesystems, localfiles, objectstores, urls, web
+from clipcap.credentials import without as without_credentials
 from clipcap.errors import AccessDeniedError, NotFoundError
-from clipcap.objects import LISTED, ObjectInfo, Part, Place, rows_of
+from clipcap.objects import LISTED, ObjectInfo, Part, Place, Unfinished, rows_of
 from clipcap.refusals import translated
 from clipcap.sample import Form
-from clipcap.urls import canonical, local_path, name_below, without_credentials
+from clipcap.urls import canonical, local_path, name_below
 
 __all__ = [
     "LISTED",
     "ObjectInfo",
     "Part",
+    "Unfinished",
     "canonical",
     "local_path",
     "name_below",
@@ -41,6 +42,7 @@ CHUNK_BYTES: Final = objectstores.CHUNK_BYTES
 
 
 def _place(url: str) -> Place:
+    alive.beat()
     url = urls.exact(url)
     protocol = url.partition("://")[0]
     if protocol == "file":
@@ -210,6 +212,29 @@ def remove_half_written(url: str) -> int:
         return localfiles.remove_temporaries(path, older_s=LEFT_OVER_S)
 
 
+def unfinished(url: str) -> list[Unfinished]:
+    """Return what killed writers left below a folder or bucket more than a day ago.
+
+    On this machine that is hidden files, on S3 uploads in parts. Nobody sees them, and they cost.
+    """
+    place = _place(canonical(url))
+    if isinstance(place, localfiles.LocalPlace):
+        with translated("list", url):
+            return localfiles.temporaries(place.path, older_s=LEFT_OVER_S)
+    if isinstance(place, objectstores.ObjectPlace):
+        day_ago = datetime.now(UTC) - timedelta(seconds=LEFT_OVER_S)
+        return [one for one in place.unfinished() if one.begun_at < day_ago]
+    return []
+
+
+def discard(found: Unfinished) -> None:
+    """Remove what a killed writer left; what is not there any more is no error."""
+    if found.upload_id:
+        objectstores.ObjectPlace(found.url, DEADLINE_S).discard(found.upload_id)
+    else:
+        delete(found.url)
+
+
 def require_bucket(url: str) -> None:
     """Do nothing where the bucket or local folder of `url` is there.
 
@@ -220,7 +245,10 @@ def require_bucket(url: str) -> None:
 
 
 def require_writable(url: str) -> None:
-    """Put and delete a small object under `url`, before any work that would be lost."""
-    probe = f"{canonical(url)}/_probe-{secrets.token_hex(4)}"
+    """Put and delete a small object under `url`, before any work that would be lost.
+
+    Of one name, so that those of killed runs are not many.
+    """
+    probe = f"{canonical(url)}/_probe"
     write(probe, b"clipcap was here to see whether it may write\n")
     delete(probe)

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipcap import storage
-from clipcap.errors import StorageError
+from clipcap.errors import DamagedError, SettingsError
 from clipcap.layout import CONTRACT, Table
+from clipcap.settings import digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 ROW_GROUP: Final = 131_072
 EMBEDDING_ROW_GROUP: Final = 8_192  # about 16 MB raw: viewers refuse larger ones
 _FOOTER_GUESS: Final = 65_536  # one ranged read gets nearly every footer whole
+SEAL: Final = "footer_sha256"
+"""Key of the footer that has the digest of all the others; objects of older versions lack it."""
+BROKEN: Final = (pa.ArrowException, OSError, ValueError)
+"""What reading bytes raises that are no whole Parquet file."""
+_WORTH_THREADS: Final = 2**20  # bytes: a table of a few rows takes twice as long with them
 TIME: Final = pa.timestamp("us", tz="UTC")
 STRINGS: Final = pa.list_(pa.field("element", pa.string()))
 _CANDIDATES: Final = pa.list_(
@@ -151,10 +157,9 @@ def to_bytes(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     The same table and metadata give the same bytes.
     """
     has_vectors = "embedding" in table.schema.names
-    kept = {
-        b"contract": str(CONTRACT).encode(),
-        **{k.encode(): v.encode() for k, v in metadata.items()},
-    }
+    signed = {"contract": str(CONTRACT), **metadata}
+    signed[SEAL] = seal(signed)
+    kept = {k.encode(): v.encode() for k, v in signed.items()}
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(kept),
@@ -165,19 +170,59 @@ def to_bytes(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
         use_dictionary=[name for name in table.schema.names if name != "embedding"],
         column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"} if has_vectors else None,
         write_page_index=True,
+        write_page_checksum=True,
         version="2.6",
         data_page_version="1.0",
     )
     return bytes(sink.getvalue().to_pybytes())
 
 
+def seal(metadata: Mapping[str, str]) -> str:
+    """Return the digest of a footer's keys but the seal: a changed letter in it is seen."""
+    return digest({name: text for name, text in metadata.items() if name != SEAL})
+
+
 def read(url: str, columns: list[str] | None = None) -> pa.Table:
-    """Return a table, or some of its columns.
+    """Return a table, or some of its columns; the checksum of each page is held against it.
 
     Raises:
         NotFoundError: it is not there.
+        DamagedError: it is not a whole Parquet file.
+        SettingsError: a newer version of this project wrote it.
     """
-    return pq.read_table(pa.BufferReader(storage.read(url)), columns=columns)
+    data = storage.read(url)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(columns, use_threads=len(data) > _WORTH_THREADS)
+        signed = metadata(table)
+    except BROKEN as error:
+        raise damaged(url, str(error).partition("\n")[0][:200]) from error
+    require_known(url, signed)
+    return table
+
+
+def damaged(url: str, why: str) -> DamagedError:
+    """Return the error that says what to do about an object that is not whole."""
+    return DamagedError(
+        f"{url} must be a whole Parquet file, but is damaged: {why}. In an output, "
+        "`clipcap verify OUT --repair` takes it away, and the next run makes it anew."
+    )
+
+
+def require_known(url: str, footer: Mapping[str, str]) -> None:
+    """Do nothing where an object is of a contract that this code knows.
+
+    Raises:
+        SettingsError: a newer version of this project wrote it.
+    """
+    found, producer = footer.get("contract", ""), footer.get("producer", "")
+    if found.isdecimal() and int(found) > CONTRACT:
+        by = producer or "a newer clipcap"
+        raise SettingsError(
+            f"{url} must be of contract {CONTRACT} or an older one, which is what this clipcap "
+            f"knows, but {by} wrote it under contract {found}. Nothing was changed. Upgrade "
+            "clipcap here and on every worker: `pip install --upgrade clipcap`."
+        )
 
 
 def metadata(table: pa.Table) -> dict[str, str]:
@@ -194,16 +239,22 @@ def footer(url: str) -> tuple[dict[str, str], int]:
 
     Raises:
         NotFoundError: it is not there.
-        StorageError: it is not a Parquet file.
+        DamagedError: it is not a Parquet file.
+        SettingsError: a newer version of this project wrote it.
     """
     tail = storage.read_range(url, -_FOOTER_GUESS, None)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1":
-        raise StorageError(f"{url} must be a Parquet file, but does not end like one.")
+        raise damaged(url, "it does not end like one")
     if length > len(tail):
         tail = storage.read_range(url, -length, None)
-    found = pq.read_metadata(pa.BufferReader(tail[-length:]))
-    return _as_text(found.metadata), int(found.num_rows)
+    try:
+        found = pq.read_metadata(pa.BufferReader(tail[-length:]))
+        signed = _as_text(found.metadata)
+    except BROKEN as error:
+        raise damaged(url, str(error).partition("\n")[0][:200]) from error
+    require_known(url, signed)
+    return signed, int(found.num_rows)
 
 
 def vectors(table: pa.Table) -> NDArray[np.float32]:

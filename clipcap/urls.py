@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from clipcap import credentials
 from clipcap.errors import SettingsError
 
-_SIGNED: Final = re.compile(r"[?&](X-(Amz|Goog)-(Signature|Credential)|Signature|sig)=", re.I)
-_SIGNATURE: Final = re.compile(rf"({_SIGNED.pattern})[^&\s\"]*", re.I)
-_KEYS: Final = re.compile(r"://[^/\s\"@]*@")
 WEB: Final = ("http", "https")
-_NO_CREDENTIALS: Final = (
-    "A URL must not carry credentials or a signature; set them in the environment instead "
-    "(for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
-)
+_AZURE: Final = ("abfs", "abfss")
 
 
 def canonical(url: str) -> str:
@@ -27,8 +21,8 @@ def canonical(url: str) -> str:
         SettingsError: the URL carries a user name, a password or a signature.
     """
     protocol, found, rest = url.partition("://")
-    if found and protocol != "file" and _SIGNED.search(rest):
-        raise SettingsError(_NO_CREDENTIALS)
+    if found and protocol != "file" and credentials.is_signed(rest):
+        raise SettingsError(credentials.REFUSAL)
     url = exact(url)
     return url if url.startswith(WEB) else url.rstrip("/")  # there it is another page
 
@@ -44,14 +38,25 @@ def exact(url: str) -> str:
         return of_path(os.path.abspath(os.path.expanduser(url)))
     if protocol == "file":
         return exact(os.fsdecode(unquote_to_bytes(rest)))
-    if "@" in rest.partition("/")[0] or (protocol in WEB and _SIGNED.search(rest)):
-        raise SettingsError(_NO_CREDENTIALS)
+    if protocol in _AZURE:
+        return exact(_of_azure(rest))
+    if credentials.has_login(url) or (protocol in WEB and credentials.is_signed(rest)):
+        raise SettingsError(credentials.REFUSAL)
     return f"memory://{rest.lstrip('/')}" if protocol == "memory" else url
 
 
-def without_credentials(text: str) -> str:
-    """Return a text with `***` for every key, password and signature in the URLs it holds."""
-    return _SIGNATURE.sub(r"\1***", _KEYS.sub("://***@", text))
+def _of_azure(rest: str) -> str:
+    """Return the address of a container in its short form, whose account the environment names."""
+    name, _, key = rest.partition("/")
+    container, is_long, _ = name.partition("@")
+    if ":" in container:
+        raise SettingsError(credentials.REFUSAL)
+    if is_long:
+        raise SettingsError(
+            f"An address of Azure must not name the account: say az://{container}/{key} and set "
+            "AZURE_STORAGE_ACCOUNT_NAME."
+        )
+    return f"az://{rest}"
 
 
 def of_path(path: str) -> str:

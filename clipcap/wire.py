@@ -7,6 +7,7 @@ the whole request, and a connection waits for as long as there is time left.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,9 @@ USER_AGENT: Final = f"clipcap/{clipcap.__version__}"
 CONNECT_S: Final = 10.0
 _KEEP_S: Final = 15.0  # an idle connection; most servers close it after 5 to 75 s
 _CONNECTIONS: Final = 64
+
+for _teller in ("httpcore.http11", "botocore.auth"):  # of signed redirects, and of session tokens
+    logging.getLogger(_teller).setLevel(logging.INFO)
 
 
 class Unreachable(ConnectionError):  # noqa: N818 - a kind of what is raised beside it

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import quote
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.events import emit_event
 
-from clipcap import outcomes
+from clipcap import outcomes, storage
+from clipcap.errors import DriftError, TooManyRejectsError
 from clipcap.outcomes import Night, Outcome
 from clipcap.stages.drift import sentence
 from clipcap.stages.publish import Published
 
 _CANARIES: Final = 20
+EVENTS: Final[dict[type[BaseException], str]] = {
+    TooManyRejectsError: "clipcap.run.too-many-rejects",
+    DriftError: "clipcap.run.drift",
+}
+"""What `deployments/automations.yaml` waits for."""
+_MARKS: Final = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+_IN_LINKS: Final = "%:/?#@!$&*+,;=~"
 
 
 class Artifacts:
@@ -59,6 +72,31 @@ class Artifacts:
         if rejects:
             create_table_artifact(rejects, key=f"{night.flow}-rejects")
 
+    def fail(self, night: Night, error: BaseException) -> None:
+        """Write what was done until then and why it ended; tell automations of what they know.
+
+        Nothing of a run that is being cancelled, which shall end now.
+        """
+        if not isinstance(error, Exception):
+            return
+        told = f"{summary(night, None)}\nEnded: {type(error).__name__}.\n\n{quoted(error)}"
+        with suppress(httpx.HTTPError):  # the run's own error says more than the server's
+            create_markdown_artifact(told, key=f"{night.flow}-summary")
+        if event := EVENTS.get(type(error)):
+            emit_event(
+                event,
+                resource={
+                    "prefect.resource.id": f"prefect.flow-run.{night.flow_run_id}",
+                    "prefect.resource.name": night.flow_run_name,
+                },
+                payload={"out": night.run.out, "run": night.run.run_id, "message": str(error)},
+            )
+
+
+def quoted(error: BaseException) -> str:
+    """Return an error's lines as Markdown that shows them as they are."""
+    return "\n".join(f"    {line}" for line in storage.without_credentials(str(error)).splitlines())
+
 
 def summary(night: Night, published: Published | None) -> str:
     """Return what was done, as Markdown."""
@@ -73,17 +111,26 @@ def summary(night: Night, published: Published | None) -> str:
         counted = ", ".join(f"{name} {count}" for name, count in reasons.items())
         lines += ["", f"Rejected: {counted}."]
     if night.drift is not None:
-        told = [f"- {sentence(one)}" for one in night.drift.over]
-        told += [f"- canary {one.image}: {one.why}" for one in night.drift.moved[:_CANARIES]]
+        told = [f"- {_plain(sentence(one))}" for one in night.drift.over]
+        told += [
+            f"- canary {_plain(f'{one.image}: {one.why}')}" for one in night.drift.moved[:_CANARIES]
+        ]
         lines += ["", "Not as on earlier nights:", "", *told] if told else []
     if published is not None:
         lines += [
             "",
-            f"{published.live} live images in {night.run.out}.",
+            f"{published.live} live images in {_plain(night.run.out)}.",
             "",
-            f"[Report]({published.report_url}): `{published.report_url}`",
+            f"[Report](<{quote(published.report_url, safe=_IN_LINKS)}>): "
+            f"{_plain(published.report_url)}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return a text in which Markdown and HTML see nothing but letters: files have such names."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKS.sub(r"\\\1", line)
 
 
 def stage_rows(night: Night) -> list[dict[str, Any]]:

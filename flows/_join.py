@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,6 +20,7 @@ from prefect.context import FlowRunContext
 
 from clipcap.errors import ClipcapError, PartitionsFailedError
 from clipcap.outcomes import Outcome
+from flows._ray import CLUSTER
 from tasks._task import RETRY_DELAYS_S, Partition, is_retryable
 
 P = ParamSpec("P")
@@ -43,18 +46,47 @@ def call(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 def each(
     task: PartitionTask[P], partitions: Sequence[Partition], *args: P.args, **kwargs: P.kwargs
-) -> Iterator[Attempt]:
+) -> Generator[Attempt]:
     """Run a task on every partition and yield, in order, what each gave or why it failed."""
     if not in_flow_run():
         for partition in partitions:
             yield _attempt(partial(task.fn, partition, *args, **kwargs))
         return
-    futures = [task.submit(partition, *args, **kwargs) for partition in partitions]
+    submit = partial(found.submit, task) if (found := CLUSTER.get()) else task.submit
+    futures = [submit(partition, *args, **kwargs) for partition in partitions]
     for future in futures:
-        found: Any = future.result(raise_on_failure=False)
-        if isinstance(found, BaseException) and not isinstance(found, Exception):
-            raise found  # a signal: the run is being ended from outside
-        yield found
+        attempt: Any = future.result(raise_on_failure=False)
+        if isinstance(attempt, BaseException) and not isinstance(attempt, Exception):
+            raise attempt  # a signal: the run is being ended from outside
+        yield attempt
+
+
+def at_once(
+    task: PartitionTask[P],
+    partitions: Sequence[Partition],
+    threads: int,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Generator[Attempt]:
+    """Run a task on several partitions at a time, for tasks that only wait; yield as `each` does.
+
+    Nobody waits for those that are under way when the run is ended from outside.
+    """
+
+    def attempt(partition: Partition) -> Attempt:
+        if not in_flow_run():
+            return _attempt(partial(task.fn, partition, *args, **kwargs))
+        state: Any = task(partition, *args, return_state=True, **kwargs)
+        found: Attempt = state.result(raise_on_failure=False)
+        return found
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="dispatch")
+    try:
+        futures = [pool.submit(copy_context().run, attempt, one) for one in partitions]
+        for future in futures:
+            yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def joined(partitions: Sequence[Partition], attempts: Iterable[Attempt]) -> Iterator[list[Outcome]]:

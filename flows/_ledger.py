@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
@@ -17,7 +17,7 @@ from prefect import Task
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 
-from clipcap import records, storage
+from clipcap import alive, leases, records, storage
 from clipcap.errors import ClipcapError, StorageError
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Night, Outcome
@@ -27,10 +27,12 @@ from clipcap.stability import Drift
 from clipcap.stages.publish import Published, record_failure
 from flows import _join
 from flows._artifacts import Artifacts
-from flows._join import PartitionTask
+from flows._join import Attempt, PartitionTask
 from flows._logs import sent_to_prefect
+from flows._telemetry import telemetry
 from flows._tell import LISTENER, Listener
-from tasks._task import cut
+from flows._watchdog import Watchdog
+from tasks._task import Partition, cut
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,29 +79,67 @@ class Ledger:
         self._seconds: dict[str, float] = {}
         self._stage = ""
         self._confirmed = False
+        self._lease: leases.Lease | None = None
         self._listeners: list[Listener] = [heard] if (heard := LISTENER.get()) else []
-        self._open = ExitStack()
+        self._open, self._held = ExitStack(), ExitStack()
         if _join.in_flow_run():
             self._listeners.append(Artifacts())
+        self._listeners += telemetry(self._opening)
 
-    def confirm(self) -> None:
-        """Say that the run can be done: from now on, its end is written down."""
+    def confirm(self, *, alone: bool = True) -> None:
+        """Say that the run can be done: from now on, its end is written down.
+
+        Args:
+            alone: no other such run may work on the output meanwhile.
+
+        Raises:
+            LeaseError: another one does.
+            StorageError: the output cannot be written to.
+        """
+        if alone:
+            self._lease = _join.patiently(self._take_lease)
+        else:
+            _join.patiently(partial(storage.require_writable, self.run.out))
         self._confirmed = True
 
+    def _take_lease(self) -> leases.Lease:
+        what = f"{self._opening.flow} {self._opening.flow_run_name}".strip()
+        patient = self._opening.trigger != "command"  # nobody waits who could type what helps
+        return self._held.enter_context(
+            leases.held(self.run.out, what=what, run_id=self.run.run_id, patient=patient)
+        )
+
+    def _require_lease(self) -> None:
+        """Stop here, where nothing is lost, if another run took over."""
+        if self._lease is not None:
+            self._lease.require()
+
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count what is done inside as one stage; its time adds to what the stage took before."""
-        self._stage = name
+    def stage(self, *names: str) -> Iterator[None]:
+        """Count what is done inside as one stage; its time adds to what the stage took before.
+
+        Of several stages that go on beside each other, in groups, each gets the share of the wall
+        time that it has of the work.
+        """
+        self._require_lease()
+        self._stage = names[0] if len(names) == 1 else "groups"
+        alive.beat()
         for listener in self._listeners:
-            listener.begin(name)
-        began = time.perf_counter()
+            listener.begin(self._stage)
+        began, known = time.perf_counter(), len(self._outcomes)
         try:
             yield
         finally:
             spent = time.perf_counter() - began
-            self._seconds[name] = self._seconds.get(name, 0.0) + spent
-        for listener in self._listeners:
-            listener.end(name, self.night())
+            done = self._outcomes[known:]
+            work = {n: sum(one.duration_s for one in done if one.stage == n) for n in names}
+            whole = sum(work.values())
+            for name in names:
+                share = work[name] / whole if whole else 1 / len(names)
+                self._seconds[name] = self._seconds.get(name, 0.0) + spent * share
+        for name in names:
+            for listener in self._listeners:
+                listener.end(name, self.night())
 
     def call(self, task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one task."""
@@ -119,13 +159,35 @@ class Ledger:
             PartitionsFailedError: some failed; the outcomes of the others are kept.
         """
         partitions = cut(shards, size)
+        self._take(partitions, _join.each(task, partitions, *args, **kwargs))
+
+    def each_at_once(
+        self,
+        task: PartitionTask[P],
+        shards: Sequence[Shard],
+        size: int,
+        threads: int,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Do what `each` does with several partitions at a time, for a task that only waits."""
+        partitions = cut(shards, size)
+        self._take(partitions, _join.at_once(task, partitions, threads, *args, **kwargs))
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Keep the outcomes of shards for which nothing was to do."""
+        self._outcomes += outcomes
+
+    def _take(self, partitions: Sequence[Partition], attempts: Generator[Attempt]) -> None:
         for listener in self._listeners:
-            listener.expect(self._stage, len(shards))
-        attempts = _join.each(task, partitions, *args, **kwargs)
-        for outcomes in _join.joined(partitions, attempts):
-            self._outcomes += outcomes
-            for listener in self._listeners:
-                listener.advance(self._stage, outcomes)
+            listener.expect(self._stage, sum(len(one.shards) for one in partitions))
+        with closing(attempts):
+            for outcomes in _join.joined(partitions, attempts):
+                self._outcomes += outcomes
+                alive.beat()
+                for listener in self._listeners:
+                    listener.advance(self._stage, outcomes)
+                self._require_lease()
 
     def night(self) -> Night:
         """Return everything that was done until now."""
@@ -152,13 +214,23 @@ class Ledger:
     def __enter__(self) -> Self:
         if _join.in_flow_run():
             self._open.enter_context(sent_to_prefect())
+        self._open.enter_context(Watchdog(self._failed))
         return self
 
     def __exit__(
         self, _kind: object, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self._open.close()
-        if not self._confirmed or error is None:
+        with self._held:
+            if error is None:
+                return
+            self._failed(error)
+            for listener in self._listeners:
+                listener.fail(self.night(), error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Write the row of a run that did not finish, where the run had begun."""
+        if not self._confirmed:
             return
         told = error if isinstance(error, Exception) else ClipcapError(f"Ended by {error!r}.")
         with suppress(StorageError):  # the first error says more than this one would
@@ -171,6 +243,9 @@ def _trigger() -> str:
         return "command"
     if context.flow_run.auto_scheduled:
         return "schedule"
+    maker = context.flow_run.created_by
+    if maker is not None and maker.type == "AUTOMATION":
+        return "automation"
     return "deployment" if context.flow_run.deployment_id else "command"
 
 

@@ -11,6 +11,12 @@ from prefect.logging.handlers import APILogHandler
 LIBRARY = logging.getLogger("clipcap")
 
 
+def send_to_prefect() -> None:
+    """Send the library's lines to Prefect from now on: in a process that does nothing but tasks."""
+    LIBRARY.setLevel(logging.INFO)
+    LIBRARY.addHandler(APILogHandler())
+
+
 @contextmanager
 def sent_to_prefect() -> Iterator[None]:
     """Send the library's lines to Prefect while a flow run goes on.

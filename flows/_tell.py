@@ -28,6 +28,9 @@ class Listener(Protocol):
     def finish(self, night: Night, published: Published | None) -> None:
         """The run is done; only a whole night publishes."""
 
+    def fail(self, night: Night, error: BaseException) -> None:
+        """The run ends with an error; `night` is all that was done until then."""
+
 
 LISTENER: ContextVar[Listener | None] = ContextVar("LISTENER", default=None)
 """Set by the command line around a flow that it starts."""

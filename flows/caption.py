@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from clipcap.embedding import EmbedSettings
 from clipcap.stages.caption import CaptionSettings, CaptionSpeed
+from clipcap.stages.pending import Wanted
 from flows._flow import flow
 from flows._ledger import Finished, Ledger
 from flows.settings import SHARDS_PER_PARTITION, settled
 from tasks.caption import caption_partition
-from tasks.preflight import check_models, check_places
-from tasks.shard import list_shards
+from tasks.pending import find_pending
+from tasks.preflight import check_models, check_output
 
 
 @flow(name="caption", run_name="caption {out}")
@@ -33,10 +34,12 @@ def caption(
     with Ledger("caption", out, given, logical_date=None) as ledger:
         settings = settled(settings, out)
         ledger.call(check_models, encoder, settings, (), (speed.device,))
-        ledger.call(check_places, out, out)
+        ledger.call(check_output, out)
         ledger.confirm()
         with ledger.stage("caption"):
-            live = ledger.call(list_shards, ledger.run)
-            size = shards_per_partition
-            ledger.each(caption_partition, live, size, ledger.run, settings, encoder, speed)
+            wanted = Wanted(encoder=encoder, embed=False, caption=settings)
+            looked = ledger.call(find_pending, ledger.run, wanted)
+            ledger.add(looked.known())
+            todo, size = looked.pending["caption"], shards_per_partition
+            ledger.each(caption_partition, todo, size, ledger.run, settings, encoder, speed)
         return ledger.finish()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
-from types import TracebackType
+from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import Any, Final
 
 import click
 
 import clipcap
-from clipcap.errors import ClipcapError
+from clipcap.errors import AccessDeniedError, ClipcapError, NotFoundError
 
 COMMANDS: Final = {
     "demo": ("demo", "Caption and label the bundled pictures with the bundled model."),
@@ -60,7 +62,16 @@ COMMANDS: Final = {
         "Measure below which scores captions of OUT want a second look; keep it by the captioner.",
     ),
     "drift": ("drift", "Say how the newest night over OUT differs from those before it."),
+    "compact": ("upkeep", "Merge the small shards of OUT into few; readers see the same."),
+    "vacuum": ("upkeep", "Remove from OUT what nothing names, and the dead bytes of its tars."),
     "verify": ("verify", "Check every file of OUT against contract, digests and commits."),
+    "lease": ("lease", "Say who works on OUT, since when, and the last sign of life."),
+    "automations": (
+        "automations",
+        "Compare automations of the Prefect server with a file, or bring them up to date.",
+    ),
+    "migrate": ("migrate", "Bring OUT, made by an older version, to today's contract."),
+    "forget": ("forget", "Take IMAGES out of every object of OUT, prove it, and keep them out."),
     "doctor": ("doctor", "Look whether everything a run needs is here."),
 }
 """Command to the file of `flows/commands` that has it, and its help in one line."""
@@ -87,12 +98,29 @@ class Commands(click.Group):
         for one in (command, *own):
             if not any(parameter.name == "debug" for parameter in one.params):
                 one.params.append(_debug_option())
+                _look_first(one)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _look_first(command: click.Command) -> None:
+    """Have a command refuse an output that a newer version has written, before any work."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument) and parameter.name == "out":
+            parameter.callback = _require_known
+
+
+def _require_known(_context: click.Context, _parameter: click.Parameter, out: str | None) -> object:
+    from clipcap import contracts, storage
+
+    if out:
+        with suppress(NotFoundError, AccessDeniedError):  # the command itself says more of these
+            contracts.require_known(storage.canonical(out))
+    return out
 
 
 def _debug_option() -> click.Option:
@@ -139,7 +167,13 @@ def main() -> None:
     for name in _TOLD:
         logging.getLogger(name).setLevel(logging.INFO)
     sys.excepthook = _unexpected
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(_run())
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End as any error does, so that what is held is given back."""
+    sys.exit(128 + number)
 
 
 def _run() -> int:

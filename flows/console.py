@@ -133,6 +133,9 @@ class Lines:
         if published is not None:
             click.echo(publish_line(published))
 
+    def fail(self, night: Night, error: BaseException) -> None:
+        """Nothing: the command prints the error."""
+
     def close(self) -> None:
         """Nothing is left open."""
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import date
-
 from clipcap.embedding import EmbedSettings, Speed
+from clipcap.stages.pending import Wanted
 from flows._flow import flow
 from flows._ledger import Finished, Ledger
-from flows.settings import SHARDS_PER_PARTITION
+from flows.settings import SHARDS_PER_PARTITION, LogicalDate
 from tasks.embed import embed_partition
-from tasks.preflight import check_models, check_places
-from tasks.shard import list_shards
+from tasks.pending import find_pending
+from tasks.preflight import check_models, check_output
 
 
 @flow(name="embed", run_name="embed {out}")
@@ -19,7 +18,7 @@ def embed(
     settings: EmbedSettings = EmbedSettings(),
     speed: Speed = Speed(),
     shards_per_partition: int = SHARDS_PER_PARTITION,
-    logical_date: date | None = None,
+    logical_date: LogicalDate | None = None,
 ) -> Finished:
     """Embed every live image that is not embedded yet.
 
@@ -33,9 +32,11 @@ def embed(
     given = {"settings": settings, "speed": speed}
     with Ledger("embed", out, given, logical_date=logical_date) as ledger:
         ledger.call(check_models, settings, None, (), (speed.device,))
-        ledger.call(check_places, out, out)
+        ledger.call(check_output, out)
         ledger.confirm()
         with ledger.stage("embed"):
-            live = ledger.call(list_shards, ledger.run)
-            ledger.each(embed_partition, live, shards_per_partition, ledger.run, settings, speed)
+            looked = ledger.call(find_pending, ledger.run, Wanted(encoder=settings))
+            ledger.add(looked.known())
+            todo, size = looked.pending["embed"], shards_per_partition
+            ledger.each(embed_partition, todo, size, ledger.run, settings, speed)
         return ledger.finish()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date
+from typing import Annotated
+
 from pydantic import Field
 
 from clipcap import promotions, storage
@@ -12,9 +15,12 @@ from clipcap.stages.caption import CaptionSettings, CaptionSpeed
 from clipcap.stages.label import LabelSettings
 from clipcap.stages.publish import PublishSettings
 from clipcap.stages.shard import ShardSettings
+from flows._ray import RaySettings
 
-SHARDS_PER_PARTITION = 8
-"""With 2,000 images a shard: minutes on a CPU, and 10 million images stay under 2,000 task runs."""
+LogicalDate = Annotated[date, Field(json_schema_extra={"pattern": r"^\d{4}-\d{2}-\d{2}$"})]
+"""The date that new shards are filed under; Prefect's form holds no text against `format: date`."""
+SHARDS_PER_PARTITION = 10
+"""With 2,000 images a shard: minutes on a CPU, and 10 million images are 500 tasks of a stage."""
 MAX_REJECT_RATE = 0.05
 
 
@@ -27,6 +33,24 @@ def settled(settings: CaptionSettings, out: str) -> CaptionSettings:
     """
     name = promotions.resolved(storage.canonical(out), settings.captioner)
     return settings.model_copy(update={"captioner": name})
+
+
+class DispatchSettings(Settings):
+    """How a night is shared among the workers of a Prefect server; changes no result."""
+
+    deployment: str = Field(default="group/group", pattern=r"^[^/]+/[^/]+$")
+    """Deployment of the flow `group` whose workers embed, caption and label."""
+    shard_deployment: str = Field(default="group/group", pattern=r"^[^/]+/[^/]+$")
+    """Deployment of the flow `group` whose workers write shards; `group/group-cpu` leaves the GPUs
+    to the models, and needs a worker of the CPU pool beside the one that runs the night."""
+    shards_per_group: int = Field(default=20, gt=0, le=1_000)
+    """Shards that one process takes: 10 to 50. It starts in seconds and loads its models once."""
+    in_flight: int = Field(default=32, gt=0, le=256)
+    """Groups that are given out at a time; at least as many as there are workers."""
+    poll_s: float = Field(default=5.0, gt=0, le=60)
+    """Seconds between two looks at a group that is under way."""
+    worker_wait_s: float = Field(default=1_800.0, gt=0)
+    """The night stops if for so many seconds no worker takes a group and none is at one."""
 
 
 class NightlySettings(Settings):
@@ -49,6 +73,10 @@ class NightlySettings(Settings):
     caption_speed: CaptionSpeed = CaptionSpeed()
     """How fast captions are written; changes no result."""
     shards_per_partition: int = Field(default=SHARDS_PER_PARTITION, gt=0)
-    """Shards that one task run takes; changes no result."""
+    """Shards that one task run takes, more where there would be over 500; changes no result."""
+    dispatch: DispatchSettings | None = None
+    """How the night is shared among Prefect workers; null: all of it runs in this process."""
     max_reject_rate: float = Field(default=MAX_REJECT_RATE, ge=0, le=1)
     """The night stops before any model work if a larger share of the new images is rejected."""
+    ray: RaySettings | None = None
+    """A Ray cluster that works on the partitions; null: they are worked on here, in turn."""

@@ -6,32 +6,31 @@ image in two shards, which the next one's plan repairs; the other way round woul
 
 from __future__ import annotations
 
-from datetime import date
-
 from clipcap.stages.shard import ShardSettings
+from flows._dispatch import have_written
 from flows._flow import flow
 from flows._ledger import Finished, Ledger
-from flows.settings import MAX_REJECT_RATE
+from flows.settings import MAX_REJECT_RATE, LogicalDate, NightlySettings
 from tasks.preflight import check_places
 from tasks.shard import check_rejects, drop_plan, make_plan, retire_images, write_shards
 
-_SHARDS_PER_TASK = 1  # a task that is tried again reads all its images again
 
-
-def take_in(
-    ledger: Ledger, source: str, settings: ShardSettings, *, max_reject_rate: float
-) -> None:
+def take_in(ledger: Ledger, source: str, settings: NightlySettings) -> None:
     """Bring the shards of an output to what the source holds now.
 
     Raises:
         TooManyRejectsError: more than `max_reject_rate` of the new images cannot be used.
     """
+    size = settings.shards_per_partition
     with ledger.stage("shard"):
-        plan = ledger.plan = ledger.call(make_plan, source, ledger.run, settings)
+        plan = ledger.plan = ledger.call(make_plan, source, ledger.run, settings.shard)
         planned = [part.shard for part in plan.planned]
-        ledger.each(write_shards, planned, _SHARDS_PER_TASK, ledger.run, settings)
-        ledger.call(check_rejects, ledger.run, max_reject_rate, plan.retired)
-        ledger.each(retire_images, plan.retired, _SHARDS_PER_TASK, ledger.run)
+        if settings.dispatch is not None:
+            have_written(ledger, planned, settings, settings.dispatch)
+        else:
+            ledger.each(write_shards, planned, size, ledger.run, settings.shard)
+        ledger.call(check_rejects, ledger.run, settings.max_reject_rate, plan.retired)
+        ledger.each(retire_images, plan.retired, size, ledger.run)
 
 
 @flow(name="shard", run_name="shard {source}")
@@ -40,7 +39,7 @@ def shard(
     out: str,
     settings: ShardSettings = ShardSettings(),
     max_reject_rate: float = MAX_REJECT_RATE,
-    logical_date: date | None = None,
+    logical_date: LogicalDate | None = None,
 ) -> Finished:
     """Read what is new in a source into shards.
 
@@ -55,6 +54,6 @@ def shard(
     with Ledger("shard", out, given, logical_date=logical_date) as ledger:
         ledger.call(check_places, source, out)
         ledger.confirm()
-        take_in(ledger, source, settings, max_reject_rate=max_reject_rate)
+        take_in(ledger, source, NightlySettings(shard=settings, max_reject_rate=max_reject_rate))
         ledger.call(drop_plan, ledger.run)
         return ledger.finish()

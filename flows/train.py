@@ -8,7 +8,7 @@ from clipcap.errors import NotFoundError
 from clipcap.stages.train import Trained, TrainSettings
 from flows._flow import flow
 from flows._ledger import Ledger
-from tasks.preflight import check_models, check_places
+from tasks.preflight import check_models, check_output, check_places
 from tasks.train import train_captioner
 
 
@@ -32,7 +32,7 @@ def train(
         else:
             ledger.call(check_models, encoder, None, (), (settings.device,))
             _check_output(ledger, out, settings)
-        ledger.confirm()
+        ledger.confirm(alone=False)  # beside nights: it takes longer than they do
         with ledger.stage("train"):
             trained = ledger.call(train_captioner, ledger.run, settings, encoder)
         ledger.finish(report_url=trained.report_url)
@@ -41,7 +41,7 @@ def train(
 
 def _check_output(ledger: Ledger, out: str, settings: TrainSettings) -> None:
     try:
-        ledger.call(check_places, out, out)
+        ledger.call(check_output, out)
     except NotFoundError as error:
         hint = captionfiles.own_embeddings(settings.captions)
         raise NotFoundError(f"{error}{hint}") from error

@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from clipcap.errors import ClipcapError
 from clipcap.layout import Shard
+from clipcap.plans import shards_per_task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +42,11 @@ class Partition:
 
 
 def cut(shards: Sequence[Shard], size: int) -> list[Partition]:
-    """Cut shards into partitions of at most `size`, in order; each shard is in exactly one."""
+    """Cut shards into partitions of `size`, in order; each shard is in exactly one.
+
+    They are larger where there would be more than 500 of them.
+    """
+    size = shards_per_task(len(shards), size)
     return [Partition(tuple(shards[at : at + size])) for at in range(0, len(shards), size)]
 
 

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from clipcap import embedding, storage
+from clipcap import contracts, delta, embedding, storage
 from clipcap.embedding import EmbedSettings
 from clipcap.encoding import choose_device
 from clipcap.errors import SettingsError
 from clipcap.labels import bank, sets
 from clipcap.stages.caption import CaptionSettings, choose
+from clipcap.verify import ours
 from tasks._task import task
 
 
 @task(run_name="check {source} and {out}", tags=("cpu",))
 def check_places(source: str, out: str) -> None:
-    """Look whether the source is there and the output takes a probe."""
+    """Look whether the source is there, and the output is ours and of this contract.
+
+    Whether one may write to it, its lease tells.
+    """
     if not source or not out:
         raise SettingsError("There must be a source and an output, but one of them is empty.")
     storage.canonical(source)  # refuses credentials, before anything of the run is written down
+    ours.require_apart(source, out)
     if not any(sign in source for sign in "*?["):  # else a pattern, which only listing can judge
         storage.require_bucket(source)
-    storage.require_writable(out)
+    _require_output(out)
+
+
+@task(run_name="check {out}", tags=("cpu",))
+def check_output(out: str) -> None:
+    """Look whether the output is there, ours and of this contract."""
+    if not out:
+        raise SettingsError("There must be an output, but its address is empty.")
+    storage.require_bucket(out)
+    _require_output(out)
+
+
+def _require_output(out: str) -> None:
+    ours.require_ours(out)
+    contracts.require_current(storage.canonical(out))
+
+
+@task(run_name="check {out} for Delta", tags=("cpu",))
+def check_delta(out: str) -> None:
+    """Look whether the store of the output keeps commits apart, and the library is here."""
+    delta.require(out)
 
 
 @task(run_name="check {encoder.model}", tags=("cpu",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipcap import manifest, plans
+from clipcap import plans
 from clipcap.gate import require_few_rejects
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome
@@ -20,14 +20,8 @@ def make_plan(source: str, run: Run, settings: ShardSettings) -> Plan:
 
 @task(run_name="shard {partition}", tags=("cpu",))
 def write_shards(partition: Partition, run: Run, settings: ShardSettings) -> list[Outcome]:
-    """Write each planned shard of a partition."""
+    """Write each planned shard of a partition; what an earlier try has written stays."""
     return [stage.shard(shard, run=run, settings=settings) for shard in partition]
-
-
-@task(run_name="list the shards", tags=("cpu",))
-def list_shards(run: Run) -> list[Shard]:
-    """Return every shard that counts, oldest first."""
-    return manifest.shards(run.out)
 
 
 @task(run_name="check the rejects", tags=("cpu",))

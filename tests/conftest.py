@@ -9,15 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import prefect_servers
+from tests import azurite, prefect_servers
+from tests.azurite import Azurite
 from tests.prefect_servers import PrefectServer
 from tests.servers import S3Address, make_bucket, missing_programs, shared_s3
 
-SERVER_FIXTURES = {"s3": "s3", "prefect_server": "prefect_server"}
+SERVER_FIXTURES = {"s3": "s3", "azure": "azure", "prefect_server": "prefect_server"}
 """Fixture to marker: whoever asks for a server can be chosen, or left out, with `-m`."""
 
 ENVIRONMENT = {
     "AWS_CONFIG_FILE": os.devnull,
+    "CLIPCAP_WATCHDOG_MINUTES": "0",  # it would end the whole test run
     "AWS_EC2_METADATA_DISABLED": "true",  # else a test without keys waits for 169.254.169.254
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "DO_NOT_TRACK": "1",
@@ -32,7 +34,8 @@ ENVIRONMENT = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any library reads it; Prefect and the cache get own homes."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "PREFECT_"))]:
+    own = ("AWS_", "AZURE_", "CLIPCAP_", "OTEL_", "PREFECT_")
+    for name in [name for name in os.environ if name.startswith(own)]:
         del os.environ[name]
     os.environ.update(ENVIRONMENT)
     for name in ("PREFECT_HOME", "XDG_CACHE_HOME"):
@@ -80,6 +83,24 @@ def s3_environment(s3: S3Address, monkeypatch: pytest.MonkeyPatch) -> S3Address:
 def bucket(s3_environment: S3Address) -> str:
     """The URL of a new, empty bucket that no other test knows."""
     return make_bucket(s3_environment, f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """An emulator of Azure's blob storage, of this worker's own."""
+    command = azurite.program()
+    if command is None:
+        pytest.skip("No Azurite: `make azure-server` installs it, where npm is.")
+    with azurite.azurite(tmp_path_factory.mktemp("azurite"), command) as server:
+        yield server
+
+
+@pytest.fixture
+def container(azure: Azurite, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new, empty container, with its keys in the environment."""
+    for name, value in azure.environment.items():
+        monkeypatch.setenv(name, value)
+    return azure.make_container(f"test-{secrets.token_hex(6)}")
 
 
 @pytest.fixture(scope="session")

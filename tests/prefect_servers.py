@@ -12,12 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 START_LIMIT_S = 120.0
+COMMAND_LIMIT_S = 280.0  # one that waits for a run, on a busy machine
 STOP_LIMIT_S = 20.0
 POLL_S = 0.2
+CANCELS_CHILDREN_EVERY_S = "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS"
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
@@ -27,6 +29,8 @@ class PrefectServer:
 
     url: str
     home: Path
+    own: Mapping[str, str] = field(default_factory=dict)
+    """What its clients need, such as a password."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -36,6 +40,7 @@ class PrefectServer:
             "PREFECT_API_URL": self.url,
             "PREFECT_HOME": str(self.home),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            **self.own,
         }
 
     def run(self, *arguments: str, cwd: Path | None = None, **environment: str) -> str:
@@ -46,7 +51,7 @@ class PrefectServer:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=START_LIMIT_S,
+            timeout=COMMAND_LIMIT_S,
             check=False,
         )
         if done.returncode:
@@ -55,13 +60,20 @@ class PrefectServer:
 
 
 @contextmanager
-def prefect_server(folder: Path) -> Iterator[PrefectServer]:
-    """Run a server while the block runs."""
+def prefect_server(
+    folder: Path, own: Mapping[str, str] | None = None, **environment: str
+) -> Iterator[PrefectServer]:
+    """Run a server while the block runs; `environment` is its alone, `own` that of its clients."""
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
-    server = PrefectServer(f"http://127.0.0.1:{port}/api", folder / "home")
+    server = PrefectServer(f"http://127.0.0.1:{port}/api", folder / "home", own or {})
     start = (PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    environment = {**os.environ, "PREFECT_HOME": str(server.home)}
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(server.home),
+        CANCELS_CHILDREN_EVERY_S: "2",
+        **environment,
+    }
     with daemon(start, environment, folder) as process:
         deadline = time.monotonic() + START_LIMIT_S
         while not _answers(server.url):
@@ -73,11 +85,15 @@ def prefect_server(folder: Path) -> Iterator[PrefectServer]:
 
 
 @contextmanager
-def worker(server: PrefectServer, pool: str, folder: Path) -> Iterator[None]:
+def worker(
+    server: PrefectServer, pool: str, folder: Path, name: str = "worker", **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker, in a folder of its own, while the block runs."""
-    start = (PREFECT, "worker", "start", "--pool", pool, "--limit", "1")
-    with daemon(start, server.environment, folder):
-        yield
+    start = (PREFECT, "worker", "start", "--pool", pool, "--name", name, "--limit", "1")
+    folder = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with daemon(start, {**server.environment, **environment}, folder) as process:
+        yield process
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,6 +43,8 @@ class S3Address:
     endpoint: str
     access_key: str
     secret_key: str
+    conf: str = ""
+    """Ceph's own file, for who administers the server."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -69,10 +71,32 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def wait_until_open(port: int) -> None:
+    """Wait until somebody listens on a port of 127.0.0.1."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+
+
 def make_bucket(address: S3Address, name: str) -> str:
     """Make a bucket and return its URL."""
     s3_client(address).create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+def make_user(address: S3Address, name: str, *, access_key: str, secret_key: str) -> S3Address:
+    """Make another user of a server, who has no buckets yet."""
+    keys = ("--access-key", access_key, "--secret-key", secret_key)
+    admin = ("radosgw-admin", "--conf", address.conf, "-n", "client.rgw.a")
+    create = (*admin, "user", "create", "--uid", name, "--display-name", name, *keys)
+    subprocess.run(create, check=True, capture_output=True, timeout=START_LIMIT_S)
+    return replace(address, access_key=access_key, secret_key=secret_key)
 
 
 def s3_client(address: S3Address) -> Any:  # noqa: ANN401 - botocore is untyped
@@ -101,6 +125,7 @@ class CephS3:
             endpoint=f"http://127.0.0.1:{self._port}",
             access_key=secrets.token_hex(8),
             secret_key=secrets.token_hex(16),
+            conf=str(folder / "ceph.conf"),
         )
 
     def start(self) -> S3Address:
@@ -122,6 +147,14 @@ class CephS3:
                 daemon.wait()
         self._daemons.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def restart_gateway(self) -> None:
+        """Kill the gateway, as a crash would, and start it again; what is stored stays."""
+        gateway = self._daemons.pop()
+        gateway.kill()
+        gateway.wait()
+        self._spawn("radosgw", "-n", "client.rgw.a")
+        self._wait_until(self._answers, "the gateway to answer")
 
     def _prepare_folder(self) -> None:
         for name in ("mon", "osd", "run", "log", "rgw"):

@@ -69,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(has_body=True, body=body)
 
     def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer(has_body=True)
 
     def do_DELETE(self) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from clipcap import embedding, layout, storage, tables
 from clipcap.commits import Commit
 from clipcap.embedding import EmbedSettings, Speed
-from clipcap.errors import NotFoundError, SettingsError
+from clipcap.errors import DamagedError, NotFoundError, SettingsError
 from clipcap.labels import sets, stored
 from clipcap.labels.sets import LabelSet
 from clipcap.settings import canonical_json, digest
@@ -277,7 +277,7 @@ def _fitted(url: str) -> Given:
         table = tables.read(storage.canonical(url))
     except NotFoundError as error:
         raise SettingsError(f"The label set {url} is not there.") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except DamagedError as error:
         raise SettingsError(f"The label set {url} must be Parquet, but is not: {error}.") from error
     bank = from_table(table, url)
     numbers = [bank.vector_CD, bank.gain_C, bank.shift_C, bank.threshold_N]

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from clipcap import files, storage
 from clipcap import samples as form
+from clipcap.errors import SettingsError
 from clipcap.files import FileSettings
 from clipcap.sample import Sample
 
@@ -17,6 +18,8 @@ class Settings(FileSettings):
 
     url: str
     """Folder, `s3://bucket/prefix` or any other fsspec URL."""
+    only: str = ""
+    """Folder below it, such as `2026/11`, outside of which nothing is listed."""
 
 
 def batches(settings: Settings) -> Iterator[pa.RecordBatch]:
@@ -27,7 +30,18 @@ def batches(settings: Settings) -> Iterator[pa.RecordBatch]:
         SettingsError: the captions file is not of a known form.
     """
     root = storage.canonical(settings.url)
-    return files.batches(storage.list_batches(root), root, settings)
+    return files.batches(storage.list_batches(_below(root, settings)), root, settings)
+
+
+def _below(root: str, settings: Settings) -> str:
+    if not settings.only:
+        return root
+    below = storage.canonical(f"{settings.url.rstrip('/')}/{settings.only}")
+    if not below.startswith(f"{root}/") or ".." in settings.only.split("/"):
+        raise SettingsError(
+            f"`only` must name a folder below the source {settings.url}, but is {settings.only!r}."
+        )
+    return below
 
 
 def samples(settings: Settings) -> Iterator[Sample]:

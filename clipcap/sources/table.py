@@ -94,7 +94,10 @@ def samples(settings: Settings) -> Iterator[Sample]:
 
 
 def _require_some(rows_without: int, rows: int, url: str) -> None:
-    count = f"{rows_without} of {rows} rows of {url} have an empty cell or one that is no address"
+    count = (
+        f"{rows_without} of {rows} rows of {url} have an empty cell, no address in it, or one "
+        "with credentials or a signature in it"
+    )
     if rows_without == rows:
         raise SettingsError(
             f"A table must list addresses without credentials, but {count}. Say which column has "

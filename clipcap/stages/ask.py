@@ -188,7 +188,7 @@ class _Work:
 
     def wanted(self, source: Commit) -> Fingerprint:
         """Return the fingerprint that the table of a shard must have."""
-        recipe = digest(["ask", VERSION, layout.CONTRACT, source.recipe, self._how])
+        recipe = digest(["ask", VERSION, layout.RECIPES, source.recipe, self._how])
         return Fingerprint(recipe, source.metadata["members"])
 
     @cached_property

@@ -6,19 +6,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
-from clipcap import cards, commits, embedding, layout, models, review, rows, tables, wordlists
+from clipcap import (
+    cards,
+    commits,
+    embedding,
+    layout,
+    models,
+    moved,
+    review,
+    rows,
+    tables,
+    wordlists,
+)
 from clipcap.cards import Card, Choice
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings, Speed
-from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
 from clipcap.metrics.clipscore import clip_score
 from clipcap.outcomes import Outcome, State, committed
@@ -124,13 +134,15 @@ def caption(
     source = embedding.committed(shard, ref, out=run.out)
     _require_fit(chosen.card, source)
     wanted = Fingerprint(recipe(chosen, source), source.metadata["members"], chosen.rules.text)
-    url = layout.captions(run.out, shard, captioner_id=chosen.card.captioner_id)
-    found = rows.standing(url, wanted)
+    place = partial(layout.captions, run.out, captioner_id=chosen.card.captioner_id)
+    found = rows.standing(place(shard), wanted)
     if found.done:
         return _outcome(shard, "unchanged", found.done, started, Captioned())
     live = tables.read(source.url)
     kept = rows.live_rows(found.rows, live)
-    todo = _with_source(rows.missing(live, kept), shard, run.out)
+    todo = moved.with_source(rows.missing(live, kept), shard, out=run.out)
+    same = moved.found(todo, shard, run=run, recipe=wanted.recipe, url=place)
+    kept, todo = rows.together(kept, same.rows), rows.missing(todo, same.rows)
     made = captioned(todo, chosen, run=run, encoder=encoder, speed=speed)
     table = rows.joined(kept, tables.from_rows(made.rows, tables.SCHEMAS["captions"]))
     table = review.judged(table, chosen.rules, settings.rank_by)
@@ -142,7 +154,8 @@ def caption(
         "decode": canonical_json(chosen.decode.model_dump(mode="json")),
         "model_id": ref.model_id,
     }
-    commit = commits.publish(url, table, fingerprint=wanted, run_id=run.run_id, metadata=metadata)
+    url, run_id = place(shard), run.run_id
+    commit = commits.publish(url, table, fingerprint=wanted, run_id=run_id, metadata=metadata)
     return _outcome(shard, "written", commit, started, made)
 
 
@@ -157,7 +170,7 @@ def recipe(chosen: Chosen, source: Commit) -> str:
         wordlists.digests(chosen.decode.settings),
     ]
     how = [part for part in how if part]  # what nobody has asked for is as it always was
-    return digest(["caption", VERSION, layout.CONTRACT, source.recipe, chosen.sha256, *how])
+    return digest(["caption", VERSION, layout.RECIPES, source.recipe, chosen.sha256, *how])
 
 
 def _require_fit(card: Card, source: Commit) -> None:
@@ -168,16 +181,6 @@ def _require_fit(card: Card, source: Commit) -> None:
         preprocess_sha256=source.metadata.get("preprocess_sha256"),
         dim=int(source.metadata.get("dim", 0)),
     )
-
-
-def _with_source(todo: pa.Table, shard: Shard, out: str) -> pa.Table:
-    manifest = tables.read(layout.manifest(out, shard), columns=["image_id", "source_uri"])
-    at = pc.index_in(todo["image_id"], value_set=manifest["image_id"].combine_chunks())
-    if at.null_count:
-        raise NotFoundError(
-            f"Images left the shard {shard} since it was embedded: embed it again first."
-        )
-    return todo.append_column("source_uri", manifest["source_uri"].take(at))
 
 
 @dataclass(slots=True)

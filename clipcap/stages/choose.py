@@ -194,7 +194,7 @@ class _Work:
             names = {"precision", "typical", "ends"}
             how |= self.settings.model_dump(mode="json", include=names)
             how |= {"captioner": self.captioner.sha256, "typical_images": self._typical_id}
-        recipe = digest(["choose", VERSION, layout.CONTRACT, source.recipe, how])
+        recipe = digest(["choose", VERSION, layout.RECIPES, source.recipe, how])
         return Fingerprint(recipe, digest([source.metadata["members"], self._offered]))
 
     def digests(self, image_ids: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 import pyarrow as pa
 
-from clipcap import ahead, commits, embedding, intake, layout, manifest, rows, tables
+from clipcap import ahead, commits, embedding, intake, layout, manifest, moved, rows, tables
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedder import Embedded, Embedder
 from clipcap.embedding import EmbedSettings, Speed
@@ -27,7 +27,6 @@ from clipcap.intake import Refused
 from clipcap.layout import Run, Shard
 from clipcap.models import EncoderRef
 from clipcap.outcomes import Outcome, State, committed
-from clipcap.rows import Standing
 
 _LOOKED_UP: Final = 4  # shards ahead of the one that is embedded: hides the latency of a store
 _WRITTEN: Final = 2  # tables that may wait to be written: bounds the memory
@@ -38,7 +37,7 @@ class _Job:
     """A shard: what is there of its embeddings, and its live images, of which some have none."""
 
     shard: Shard
-    found: Standing
+    older: Commit | None
     wanted: Fingerprint
     live: int
     kept: pa.Table | None
@@ -65,8 +64,11 @@ class _Stage:
         live = tables.read(layout.manifest(self.run.out, shard))
         kept = rows.live_rows(found.rows, live)
         todo = rows.missing(live, kept)
+        same = moved.found(todo, shard, run=self.run, recipe=wanted.recipe, url=self.url)
+        kept, todo = rows.together(kept, same.rows), rows.missing(todo, same.rows)
         tar = manifest.tar_url(self.run.out, shard, tables.metadata(live))
-        return _Job(shard, found, wanted, live.num_rows, kept, todo, tar)
+        older = found.older or same.source
+        return _Job(shard, older, wanted, live.num_rows, kept, todo, tar)
 
     def url(self, shard: Shard) -> str:
         """Where the embeddings of a shard lie."""
@@ -159,7 +161,7 @@ def _written(stage: _Stage, job: _Job, made: Embedded) -> Outcome:
     if made.refused:
         _reject(made.refused, shard, run=run)
         wanted = embedding.wanted(stage.settings, shard, out=run.out)
-    older = job.found.older
+    older = job.older
     scale = older if older and not made.count else embedding.load(stage.settings, stage.speed)
     metadata = embedding.metadata(stage.ref, embedding.scale_of(scale))
     commit = commits.publish(

@@ -83,15 +83,23 @@ def label(
     return [_label(shard, given, work) for given in label_sets]
 
 
-def _label(shard: Shard, given: Given, work: _Work) -> Outcome:
-    started, settings, source = time.time(), work.settings, work.source
+def wanted(given: Given, source: Commit, settings: LabelSettings) -> Fingerprint:
+    """Return the fingerprint that labels must have; `source` is the embeddings they are of."""
+    identity = [source.recipe, given.sha256, settings.top_k, _threshold(given, settings)]
+    recipe = digest(["label", VERSION, layout.RECIPES, *identity])
+    return Fingerprint(recipe, source.metadata["members"])
+
+
+def _threshold(given: Given, settings: LabelSettings) -> float:
     own = given.label_set.threshold
-    threshold = settings.threshold if own is None else own
-    identity = [source.recipe, given.sha256, settings.top_k, threshold]
-    recipe = digest(["label", VERSION, layout.CONTRACT, *identity])
-    wanted = Fingerprint(recipe, source.metadata["members"])
+    return settings.threshold if own is None else own
+
+
+def _label(shard: Shard, given: Given, work: _Work) -> Outcome:
+    started, source = time.time(), work.source
+    fingerprint = wanted(given, source, work.settings)
     url = layout.labels(work.run.out, shard, label_set=given.label_set.name)
-    found = rows.standing(url, wanted)
+    found = rows.standing(url, fingerprint)
     if found.done:
         return _outcome(shard, "unchanged", found.done, started)
     kept = rows.live_rows(found.rows, work.live)
@@ -99,16 +107,16 @@ def _label(shard: Shard, given: Given, work: _Work) -> Outcome:
     made = _rows(todo, given, work)
     table = made if kept is None else rows.joined(kept, made)
     metadata = {
-        "members": wanted.members,
+        "members": fingerprint.members,
         "label_set": canonical_json(given.label_set.model_dump(mode="json")),
         "label_set_sha256": given.sha256,
         "temperature": repr(_temperature(given, source)),
-        "threshold": repr(threshold),
+        "threshold": repr(_threshold(given, work.settings)),
         "fit": given.fitted.fit if given.fitted else "",
         "model_id": work.ref.model_id,
     }
     run_id = work.run.run_id
-    commit = commits.publish(url, table, fingerprint=wanted, run_id=run_id, metadata=metadata)
+    commit = commits.publish(url, table, fingerprint=fingerprint, run_id=run_id, metadata=metadata)
     return _outcome(shard, "written", commit, started, computed=todo.num_rows)
 
 

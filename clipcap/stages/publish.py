@@ -6,18 +6,18 @@ Written last, in this order: runs and shard_runs, report, `_manifests/{run_id}.j
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from clipcap import (
     commits,
+    delta,
     front,
     gate,
     layout,
@@ -27,12 +27,13 @@ from clipcap import (
     registry,
     report,
     rows,
+    snapshots,
     storage,
     tables,
 )
-from clipcap.commits import Commit, Fingerprint
-from clipcap.errors import ClipcapError, NotFoundError
-from clipcap.layout import PER_SHARD, Run, Shard
+from clipcap.errors import ClipcapError
+from clipcap.footers import Footers
+from clipcap.layout import Run, Shard
 from clipcap.outcomes import Night
 from clipcap.settings import Settings
 
@@ -55,6 +56,8 @@ class PublishSettings(Settings):
     """Further places for captions: name of a file in `clipcap/sinks` to its settings."""
     report_images: int = Field(default=200, ge=0)
     """Most thumbnails in the report."""
+    table_format: Literal["parquet", "delta"] = "parquet"
+    """`delta` keeps a Delta log beside each table, too: the same files, in versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,10 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
     """
     began = time.time()
     run = night.run
-    live = manifest.shards(run.out)
-    members = {shard: _members(run.out, shard) for shard in live}
-    sweep(run.out, members, run=run)
-    _require_whole(night, members)
+    footers = Footers(run.out)
+    members = _members(run.out, footers)
+    sweep(footers, members, run=run)
+    _require_whole(night, members, footers)
     for name, options in settings.sinks.items():
         sink = registry.load("clipcap.sinks", name)
         sink.write(_captioned(night), sink.Settings(**options))
@@ -90,17 +93,14 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
     records.write(night, state="Completed", seconds=dict(seconds), report_uri=page_url)
     page = report.render(night, images=settings.report_images)
     storage.write(page_url, page.encode())
-    listed = _objects(run.out)
-    listing = layout.run_manifest(run.out, run.run_id)
-    _write_json(listing, {"run_id": run.run_id, "objects": listed})
-    _write_json(
-        layout.latest(run.out),
-        {"run_id": run.run_id, "manifest": listing.removeprefix(f"{run.out}/"), "dt": run.dt},
-    )
-    storage.write(layout.success(run.out), b"")
+    listed = footers.entries()
+    listing = snapshots.publish(run, listed)
     plans.clear(run)
+    if settings.table_format == "delta":
+        counts = {one["url"]: one["rows"] for one in listed if "rows" in one}
+        delta.register(run.out, counts, run_id=run.run_id)
     count = sum(images for _, images in members.values())
-    log.info("publish: %d live images in %d shards, %d objects", count, len(live), len(listed))
+    log.info("publish: %d live images in %d shards, %d objects", count, len(members), len(listed))
     return Published(
         run_id=run.run_id,
         report_url=page_url,
@@ -118,36 +118,55 @@ def record_failure(night: Night, error: Exception) -> None:
     )
 
 
-def _members(out: str, shard: Shard) -> tuple[str, int]:
-    """Return the digest of a shard's live images, and their number."""
-    found = commits.find(layout.manifest(out, shard))
-    if found is None:
-        raise NotFoundError(f"The manifest of shard {shard} was there a moment ago and is gone.")
-    return found.metadata["members"], found.rows
+def _members(out: str, footers: Footers) -> dict[Shard, tuple[str, int]]:
+    """Return the digest of the live images of each shard that counts, and their number."""
+    found = footers.of(layout.table(out, "manifest"))
+    return {shard: (one.metadata["members"], one.rows) for shard, one in sorted(found.items())}
 
 
-def sweep(out: str, members: Mapping[Shard, tuple[str, int]], *, run: Run) -> int:
+def sweep(footers: Footers, members: Mapping[Shard, tuple[str, int]], *, run: Run) -> int:
     """Bring every table of every model to the live images; return how many objects changed.
 
     Tonight's own tables are right already. Those of other models, captioners and label sets lose
     the rows of images that are gone, and the objects of shards that are gone.
     """
+    out = run.out
     changed = 0
     for name in _CHAINED:
-        for found in storage.listed(layout.table(out, name)):
+        ours = [
+            info
+            for info in manifest.objects(out, name)
+            if layout.is_of_shard(info.url.removeprefix(f"{out}/"))
+        ]
+        for found, commit in footers.commits(ours):
             shard = layout.shard_of(found.url)
             if shard not in members:
                 changed += _dropped(found.url, shard, out)
-                continue
-            commit = commits.find(found.url)
-            if commit is not None and commit.metadata.get("members") != members[shard][0]:
-                _prune(commit, shard, members[shard][0], run=run)
-                changed += 1
+            elif commit is not None and commit.metadata.get("members") != members[shard][0]:
+                changed += _prune(found.url, shard, members[shard][0], run=run)
     for found in storage.listed(layout.tars(out)):
-        shard = layout.shard_of(found.url)
-        if shard not in members and storage.is_left_over(found):
+        shard, is_ours = layout.shard_of(found.url), layout.is_of_shard(found.url[len(out) + 1 :])
+        if is_ours and shard not in members and storage.is_left_over(found):
             changed += _dropped(found.url, shard, out)
     return changed
+
+
+def bring_to_live(run: Run) -> int:
+    """Bring every table of every model to the live images, as after some were taken out."""
+    footers = Footers(run.out)
+    return sweep(footers, _members(run.out, footers), run=run)
+
+
+def list_anew(run: Run) -> None:
+    """Bring the list of the newest whole run to objects that were changed since, or are gone.
+
+    What came later stays unlisted. An output that was never published stays so.
+    """
+    told = snapshots.newest(run.out)
+    if told is None:
+        return
+    standing = [one for one in Footers(run.out).entries() if one["url"] in told.objects]
+    snapshots.publish(replace(run, dt=told.dt), standing)
 
 
 def _dropped(url: str, shard: Shard, out: str) -> int:
@@ -158,31 +177,36 @@ def _dropped(url: str, shard: Shard, out: str) -> int:
     return 1
 
 
-def _prune(commit: Commit, shard: Shard, members: str, *, run: Run) -> None:
+def _prune(url: str, shard: Shard, members: str, *, run: Run) -> int:
+    """Take the rows of dead images out of a table; return whether it was written.
+
+    One that lacks live images, as a repair may leave it, must not say that it has them all.
+    """
+    commit = commits.find(url)
+    if commit is None:
+        return 0
     live = tables.read(layout.manifest(run.out, shard), columns=["image_id", "content_sha256"])
-    kept = rows.live_rows(tables.read(commit.url), live)
-    signed = {
-        name: text
-        for name, text in commit.metadata.items()
-        if name not in ("run_id", "fingerprint", "recipe", "members", "producer", "git_commit")
-    }
-    commits.publish(
-        commit.url,
-        kept,
-        fingerprint=Fingerprint(commit.recipe, members, commit.metadata.get("review", "")),
-        run_id=run.run_id,
-        metadata=signed | {"members": members},
-    )
+    table = tables.read(url)
+    kept = rows.live_rows(table, live)
+    if kept is not None and rows.missing(live, kept).num_rows:
+        members = commit.metadata.get("members", "")
+        if kept.num_rows == table.num_rows:
+            return 0
+    commits.republish(commit, commit.url, kept, members=members, run_id=run.run_id)
+    return 1
 
 
-def _require_whole(night: Night, members: Mapping[Shard, tuple[str, int]]) -> None:
+def _require_whole(
+    night: Night, members: Mapping[Shard, tuple[str, int]], footers: Footers
+) -> None:
     for stage, name in (("embed", "embeddings"), ("caption", "captions"), ("label", "labels")):
         urls = [outcome.url for outcome in night.outcomes if outcome.stage == stage]
         for folder in {layout.folder_of(url) for url in urls}:
+            found = footers.of(folder)
             for shard, (wanted, _) in members.items():
-                url = layout.in_folder(folder, shard)
-                found = commits.find(url)
-                if found is None or found.metadata.get("members") != wanted:
+                one = found.get(shard)
+                if one is None or one.metadata.get("members") != wanted:
+                    url = layout.in_folder(folder, shard)
                     raise ClipcapError(
                         f"The shard {shard} lacks its {name} ({url}): this run does not publish, "
                         "and the earlier one stands. Run again; what is done is not done twice."
@@ -220,29 +244,3 @@ def _accepted(night: Night, shard: Shard) -> dict[str, list[str]]:
                 if row["accepted"]:
                     found.setdefault(row["image_id"], []).append(row["label"])
     return found
-
-
-def _objects(out: str) -> list[dict[str, Any]]:
-    """Return every object of every table, with etag, size, rows and fingerprint; then the tars.
-
-    Beside a manifest stands the tar of the source that its images were left in.
-    """
-    listed = []
-    for name in PER_SHARD:
-        for found in storage.listed(layout.table(out, name)):
-            commit = commits.find(found.url)
-            if commit is not None:
-                signed = {"rows": commit.rows, "fingerprint": commit.fingerprint}
-                tar = manifest.source_tar(commit.metadata)
-                listed.append(_object(found, out) | signed | (tar.footer if tar else {}))
-    listed += [_object(found, out) for found in storage.listed(layout.tars(out))]
-    return listed
-
-
-def _object(found: storage.ObjectInfo, out: str) -> dict[str, Any]:
-    url = found.url.removeprefix(f"{out}/")
-    return {"url": url, "etag": found.etag, "size_bytes": found.size_bytes}
-
-
-def _write_json(url: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
-    storage.write(url, (json.dumps(value, indent=1) + "\n").encode())

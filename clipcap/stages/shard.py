@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from clipcap import (
+    commits,
+    contracts,
+    forgotten,
     index,
     intake,
     layout,
@@ -23,10 +27,12 @@ from clipcap import (
     registry,
     samples,
     scratch,
+    scrubbing,
     shards,
     storage,
     tables,
 )
+from clipcap.commits import Commit
 from clipcap.comparison import Asked, compare
 from clipcap.errors import SettingsError
 from clipcap.images import ImageSettings
@@ -43,14 +49,8 @@ from clipcap.workers import WorkerSettings
 
 log = logging.getLogger(__name__)
 
-_KINDS = {
-    **dict.fromkeys((".parquet", ".csv", ".tsv"), "table"),
-    ".tar": "tars",
-    ".zip": "zips",
-    ".arrow": "huggingface",
-}
-_SAVED = ("dataset_dict.json", "state.json")  # in what the library `datasets` saved to a disk
 _EXAMPLES = 3
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # a listing as old as that takes nothing away
 
 
 class ShardSettings(Settings):
@@ -72,6 +72,9 @@ class ShardSettings(Settings):
     is transparent or has more than 8 bits stays as it is."""
     limit: int | None = Field(default=None, gt=0)
     """Read at most this many new or changed images; the others wait for another night."""
+    only: str = ""
+    """Look at nothing but this folder below the source, such as `2026/11`; whatever lies elsewhere
+    stays as it is, and nothing leaves the output but what was replaced. For folders and buckets."""
     max_delete_rate: float = Field(default=0.5, ge=0, le=1)
     """Stop, with nothing changed, if the listing lacks a larger share of the output's images of the
     source (and more than 20): a mistyped glob looks like that. 1 allows everything."""
@@ -92,18 +95,24 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
     module, chosen = _source(source, run=run, settings=settings)
     origin = listings.origin(module, chosen)
     with scratch.opened(settings.scratch) as place:
+        kept_out = forgotten.load(run.out)
         listing = place.spool("listing", samples.SCHEMA)
-        listing.extend(listings.batches(module, chosen, out=run.out, write=write))
+        left = place.spool("left", pa.schema([samples.SCHEMA.field("source_uri")]))
+        found = listings.batches(module, chosen, out=run.out, write=write, kept_out=kept_out)
+        listing.extend(listings.without(found, kept_out, left) if kept_out else found)
         listing.close()
+        left.close()
+        if left.rows:
+            log.info("%d listed images are kept out: they were forgotten", left.rows)
         known = index.load(run.out, place)
         asked = Asked(
             of=origin.url,
             dt=run.dt,
             limits=settings.images.fingerprint(),
-            as_of=origin.as_of,
+            as_of=_BEGINNING if settings.only else origin.as_of,
             max_delete_rate=settings.max_delete_rate,
         )
-        compared = compare(listing, known, asked)
+        compared = compare(listing, known, asked, left)
         pack = _pack(settings, module)
         packed = planning.shards_to_write(
             compared, run=run, pack=pack, taken=known.shards, limit=settings.limit
@@ -111,6 +120,7 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
         in_place = bool(pack.in_place)
         if not write:
             return plans.summary(compared, packed, source=origin.url, in_place=in_place)
+        contracts.announce(run.out)
         index.store(known)
         recover(run.out)
         return plans.write(compared, packed, run=run, source=origin.url, in_place=in_place)
@@ -118,9 +128,11 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
 
 def _source(source: str, *, run: Run, settings: ShardSettings) -> tuple[ModuleType, Any]:
     """Return the file in `clipcap/sources` that reads a source, and its settings."""
-    kind = settings.kind if settings.kind != "auto" else _kind(source)
+    kind = settings.kind if settings.kind != "auto" else listings.kind(source)
     module = registry.load("clipcap.sources", kind)
     options: dict[str, Any] = {"url": source, **settings.options}
+    if settings.only:
+        options["only"] = settings.only
     for name, own in (("leave_out", run.out), ("scratch", settings.scratch)):
         if name in module.Settings.model_fields:
             options.setdefault(name, own)
@@ -158,21 +170,6 @@ def _pack(settings: ShardSettings, module: ModuleType) -> PackSettings:
     return pack.model_copy(update={"in_place": is_in_place})
 
 
-def _kind(source: str) -> str:
-    if source.endswith("manifest.json"):
-        return "inventory"
-    ending = f".{source.lower().rpartition('.')[2]}"
-    if ending == ".parquet" and re.search(r"[*?[]", source):
-        return "huggingface"  # a table is one file
-    if ending in _KINDS:
-        return _KINDS[ending]
-    if storage.local_path(source) is None:
-        return "folder"  # a bucket is not asked: what it refuses would be told of one small file
-    folder = storage.canonical(source)
-    is_saved = any(storage.info(f"{folder}/{name}") for name in _SAVED)
-    return "huggingface" if is_saved else "folder"
-
-
 def recover(out: str) -> int:
     """Remove what a killed run left half done; return how many objects went.
 
@@ -188,20 +185,28 @@ def recover(out: str) -> int:
 
 
 def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
-    """Write one planned shard: tar, then rejects, then the manifest that makes both count."""
+    """Write one planned shard: tar, then rejects, then the manifest that makes both count.
+
+    What an earlier try of the same run has written is not written again.
+    """
     started = time.time()
+    there = commits.find(layout.manifest(run.out, target))
+    if there is not None and there.metadata.get("run_id") == run.run_id:
+        return _written_before(target, there, run=run)
     work = plans.read(run, target)
+    kept_out = forgotten.load(run.out)
+    todo = [item for item in work.todo if not kept_out.holds(item.sample.source_uri)]
     read = intake.take_in(
-        work.todo,
+        todo,
         settings.images,
         settings.decode,
         in_place=work.in_place,
         resize_px=settings.resize_px,
     )
-    found = intake.refuse_twins(read)
+    found = intake.refuse_contents(intake.refuse_twins(read), kept_out.contents)
     taken = [sample for sample in found if isinstance(sample, Taken)]
     refused = [sample for sample in found if isinstance(sample, Refused)]
-    _tell_replaced(found, work.todo, target)
+    _tell_replaced(found, todo, target)
     members, bytes_written = ([], 0) if work.in_place else _write_tar(taken, target, run)
     limits = settings.images.fingerprint()
     rejects = [
@@ -211,22 +216,39 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     manifest.publish_rejects(rejects, target, run=run)
     rows = intake.manifest_rows(taken, members, target, run=run)
     table = tables.from_rows(rows, tables.SCHEMAS["manifest"])
-    tar = _source_tar(work.todo) if work.in_place else None
+    tar = _source_tar(work.todo) if work.in_place and work.todo else None
     commit = manifest.publish(table, target, run=run, source=work.source, tar=tar)
+    if forgotten.has_changed(run.out, kept_out) and scrubbing.take_out(target, run=run):
+        commit = commits.find(commit.url) or commit
+    read_bytes = sum(sample.size_bytes for sample in taken)
+    return _outcome(target, commit, rejects, started, read_bytes, bytes_written)
+
+
+def _written_before(target: Shard, there: Commit, *, run: Run) -> Outcome:
+    """Return the outcome of a shard that this run has written already, from what it wrote."""
+    sizes = tables.read(there.url, ["source_bytes"])["source_bytes"].to_pylist()
+    tar = storage.info(layout.tar(run.out, target))
+    read, written = sum(filter(None, sizes)), tar.size_bytes if tar else 0
+    rejects = manifest.read_rejects(run.out, target).select(["source_uri", "reason"]).to_pylist()
+    return _outcome(target, there, rejects, time.time(), read, written)
+
+
+def _outcome(
+    target: Shard, commit: Commit, rejects: list[dict[str, Any]], started: float, *moved: int
+) -> Outcome:
+    """Return what was done; `moved` are bytes read and written."""
     return committed(
         "shard",
         target,
         commit,
         state="written",
         started_at=started,
-        computed=len(taken),
-        rejected=len(refused),
-        bytes_read=sum(sample.size_bytes for sample in taken),
-        bytes_written=bytes_written,
-        reasons=tuple(Counter(sample.reason for sample in refused).most_common()),
-        examples=tuple(
-            f"{sample.todo.sample.source_uri} ({sample.reason})" for sample in refused[:_EXAMPLES]
-        ),
+        computed=commit.rows,
+        rejected=len(rejects),
+        bytes_read=moved[0],
+        bytes_written=moved[1],
+        reasons=tuple(Counter(row["reason"] for row in rejects).most_common()),
+        examples=tuple(f"{row['source_uri']} ({row['reason']})" for row in rejects[:_EXAMPLES]),
     )
 
 

@@ -147,7 +147,7 @@ class _Work:
         self._finders: dict[str, Finder] = {}
         how = settings.model_dump(mode="json", include={"labels", "top_k", "threshold"})
         named = [[one.label_set.name, one.sha256] for one in given]
-        self._asked = digest(["where", VERSION, layout.CONTRACT, named, how])
+        self._asked = digest(["where", VERSION, layout.RECIPES, named, how])
 
     def commit(self, shard: Shard, source: Commit, done: Places) -> Commit:
         """Return the places of a shard, written if they are not as they must be."""

@@ -10,15 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from clipcap import layout, manifest, storage
+from clipcap import contracts, layout, manifest, storage
 from clipcap.errors import NotFoundError
 from clipcap.layout import Shard
-from clipcap.verify import content, in_place, published
+from clipcap.verify import content, derived, in_place, published
 from clipcap.verify.findings import Mode, Problem, Verification
+from clipcap.verify.mendings import Mending
 from clipcap.verify.objects import Opened, opened
 from clipcap.verify.places import Places, sort
+from clipcap.verify.repair import repair
 
-__all__ = ["Mode", "Problem", "Verification", "verify"]
+__all__ = ["Mending", "Mode", "Problem", "Verification", "repair", "verify"]
 
 _READERS: Final = 8  # shards at a time: hides the store's latency
 _TAR_READERS: Final = 2  # whole tars in memory
@@ -40,9 +42,11 @@ def verify(out: str, *, mode: Mode = "fast") -> Verification:
 
     Raises:
         NotFoundError: there is no output.
+        SettingsError: a newer version of this project has written into it.
         StorageError: the store refused.
     """
     root = storage.canonical(out)
+    contracts.require_known(root)
     places = sort(root, storage.list_objects(root))
     if not places.by_shard and not places.runs:
         raise NotFoundError(
@@ -59,6 +63,7 @@ def verify(out: str, *, mode: Mode = "fast") -> Verification:
     fingerprints = {path: text for one in checked for path, text in one.fingerprints.items()}
     problems += published.of_latest(places, fingerprints)
     problems += published.of_front(places)
+    problems += derived.of_own(places)
     return Verification(
         out=root,
         mode=mode,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from clipcap import spans, storage
 from clipcap.errors import StorageError
@@ -41,7 +41,24 @@ def of_tar(live: Opened, tar: SourceTar) -> Iterator[Problem]:
 
 def of_tar_bytes(live: Opened, tar: SourceTar) -> Iterator[Problem]:
     """Check the bytes of every live member by their sha256; a few MiB are held at a time."""
-    columns = ["member", "member_offset", "member_bytes", "content_sha256"]
+    try:
+        for row in changed(live, tar):
+            yield live.problem(
+                "tar",
+                f"The bytes of {row['member']} in {tar.url} are not those of its "
+                f"content_sha256: the tar was changed. {_AGAIN}.",
+            )
+    except StorageError as error:
+        yield live.problem("tar", f"{tar.url} cannot be read: {error}")
+
+
+def changed(live: Opened, tar: SourceTar) -> Iterator[dict[str, Any]]:
+    """Yield the images whose bytes are not those of their manifest.
+
+    Raises:
+        StorageError: the tar cannot be read.
+    """
+    columns = ["image_id", "member", "member_offset", "member_bytes", "content_sha256"]
     rows = live.rows.select(columns).to_pylist()
     samples = [
         Sample(tar.url, tar.etag, row["member_bytes"], at)
@@ -51,14 +68,6 @@ def of_tar_bytes(live: Opened, tar: SourceTar) -> Iterator[Problem]:
     for span in spans.spans(samples, _ANY):
         reader = Held(span) if span.url else Reader()
         for row, sample in ((rows[number], samples[number]) for number in span.samples):
-            try:
-                data = reader.read(sample.at, _ANY)
-            except StorageError as error:
-                yield live.problem("tar", f"{tar.url} cannot be read: {error}")
-                return
+            data = reader.read(sample.at, _ANY)
             if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
-                yield live.problem(
-                    "tar",
-                    f"The bytes of {row['member']} in {tar.url} are not those of its "
-                    f"content_sha256: the tar was changed. {_AGAIN}.",
-                )
+                yield row

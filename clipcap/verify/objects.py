@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
 
 import pyarrow as pa
 
 from clipcap import tables
 from clipcap.commits import Fingerprint
-from clipcap.errors import NotFoundError
+from clipcap.errors import DamagedError, NotFoundError
 from clipcap.front import contract
 from clipcap.layout import CONTRACT, Table
 from clipcap.verify.findings import Kind, Problem
-
-_UNREADABLE: Final = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +40,18 @@ def opened(url: str, place: str, name: Table) -> Opened | Problem:
     """Read one object and hold it against the contract's schema and footer."""
     try:
         rows = tables.read(url)
+        footer, _ = tables.footer(url)
     except NotFoundError:
         return Problem(place, "missing", "It was listed a moment ago and is gone.", "warning")
-    except _UNREADABLE as error:
-        text = str(error).partition("\n")[0][:200]
+    except DamagedError as error:
+        text = str(error.__cause__ or error).partition("\n")[0][:200]
         return Problem(
             place, "unreadable", f"It must be a Parquet file, but cannot be read: {text}"
         )
-    metadata: dict[Any, Any] = rows.schema.metadata or {}
-    footer = {key.decode(): value.decode() for key, value in metadata.items()}
     bare = Opened(url, place, name, rows, footer, ())
     found = (*_schema_problems(bare), *_footer_problems(bare))
+    if footer != tables.metadata(rows):  # Parquet holds it twice
+        found += (bare.problem("footer", "The two copies of its footer differ."),)
     return Opened(url, place, name, rows, footer, found)
 
 
@@ -96,6 +94,8 @@ def _footer_problems(one: Opened) -> Iterator[Problem]:
         yield one.problem(
             "footer", f"Its contract must be {CONTRACT}, but is {one.footer['contract']}."
         )
+    if tables.SEAL in one.footer and one.footer[tables.SEAL] != tables.seal(one.footer):
+        yield one.problem("footer", "Its footer was changed after it was written.")
     over = one.footer.get("members", one.footer.get("run_id", ""))
     wanted = Fingerprint(one.footer.get("recipe", ""), over, one.footer.get("review", "")).value
     if one.footer.get("fingerprint") != wanted:

@@ -16,7 +16,7 @@ from clipcap.verify.findings import Problem
 _DATE: Final = r"\d{4}-\d{2}-\d{2}"
 _NAME: Final = r"[A-Za-z0-9._-]+"
 _OWN: Final = re.compile(
-    r"(_[^/]*|reports/.*|captioners/.*|README\.md|contract\.json|views\.sql|croissant\.json)"
+    r"(_[^/]*|\w+/_delta_log/.*|reports/.*|captioners/.*|README\.md|contract\.json|views\.sql|croissant\.json)"
 )
 
 
@@ -67,6 +67,11 @@ def sort(out: str, found: Iterable[ObjectInfo]) -> Places:
         elif _OWN.match(path) is None:
             places.problems.append(_unknown(path))
     return places
+
+
+def is_of_output(path: str) -> bool:
+    """Tell whether a path is that of a tar or of an object of a table."""
+    return any(form.fullmatch(path) for form in (_TAR, *_FORMS.values()))
 
 
 def _unknown(path: str) -> Problem:

@@ -21,19 +21,22 @@ def of_latest(places: Places, fingerprints: Mapping[str, str]) -> Iterator[Probl
 
     `fingerprints` has those that stand, by path below the output.
     """
-    latest, problem = _json(places, "_latest.json")
-    if latest is None:
+    named, problem = _json(places, "_latest.json")
+    if named is None:
         yield problem or Problem(
             "_latest.json", "unpublished", "No run has been published yet.", "warning"
         )
         return
-    run_id = str(latest.get("run_id", ""))
+    run_id = str(named.get("run_id", ""))
     place = places.below(layout.run_manifest(places.out, run_id))
-    listed, problem = _json(places, place)
-    if listed is None:
-        yield problem or Problem(place, "missing", "_latest.json names it, but it is not there.")
+    objects = listing(places, run_id)
+    if objects is None:
+        message = "_latest.json names it, but it is not there."
+        if place in places.infos:
+            yield Problem(place, "unreadable", "It must be a list of objects, but cannot be read.")
+        else:
+            yield Problem(place, "missing", message)
         return
-    objects = {str(entry["url"]): entry for entry in listed.get("objects", [])}
     for path, entry in objects.items():
         yield from _entry(path, entry, places, fingerprints)
     standing = {*fingerprints, *(places.below(info.url) for info in places.tars.values())}
@@ -67,6 +70,34 @@ def _entry(
             "published",
             f"It has another fingerprint than the newest whole run left; {_CHANGED}.",
         )
+
+
+def latest(places: Places) -> str | None:
+    """Return the run that `_latest.json` names."""
+    found, _ = _json(places, "_latest.json")
+    return str(found.get("run_id", "")) if found else None
+
+
+def listing(places: Places, run_id: str) -> dict[str, dict[str, Any]] | None:
+    """Return what a run has left, by path below the output; None: no such list, or not whole."""
+    found, _ = _json(places, places.below(layout.run_manifest(places.out, run_id)))
+    entries = found.get("objects") if found else None
+    if not isinstance(entries, list):
+        return None
+    is_whole = all(
+        isinstance(one, dict)
+        and isinstance(one.get("url"), str)
+        and isinstance(one.get("size_bytes"), int)
+        for one in entries
+    )
+    return {one["url"]: one for one in entries} if is_whole else None
+
+
+def point(out: str, run_id: str, dt: str) -> None:
+    """Let `_latest.json` name a run."""
+    name = layout.run_manifest(out, run_id).removeprefix(f"{out}/")
+    value = {"run_id": run_id, "manifest": name, "dt": dt}
+    storage.write(layout.latest(out), (json.dumps(value, indent=1) + "\n").encode())
 
 
 def _json(places: Places, path: str) -> tuple[dict[str, Any] | None, Problem | None]:

@@ -26,6 +26,7 @@ from clipcap.sources.folder import Settings as FolderSettings
 from clipcap.stability import Accepted, DriftSettings
 from clipcap.stages.caption import CaptionSettings
 from clipcap.stages.label import LabelSettings
+from clipcap.stages.publish import PublishSettings
 from clipcap.stages.shard import ShardSettings
 from flows.settings import NightlySettings
 
@@ -75,6 +76,7 @@ KIND: Final = Choice(
     click.Choice(get_args(ShardSettings.model_fields["kind"].annotation)),
 )
 GLOB: Final = Choice("--glob", ("shard.options.glob",), (FolderSettings, "glob"))
+ONLY: Final = Choice("--only", ("shard.only",), (ShardSettings, "only"))
 LIMIT: Final = Choice("--limit", ("shard.limit",), (ShardSettings, "limit"), int)
 RATE: Final = Choice(
     "--max-reject-rate", ("max_reject_rate",), (NightlySettings, "max_reject_rate"), float
@@ -117,6 +119,12 @@ SIDECARS: Final = Choice(
     _MODES,
     more=" Writes a text file with the caption beside each image.",
     on=False,
+)
+TABLE_FORMAT: Final = Choice(
+    "--table-format",
+    ("publish.table_format",),
+    (PublishSettings, "table_format"),
+    click.Choice(get_args(PublishSettings.model_fields["table_format"].annotation)),
 )
 
 

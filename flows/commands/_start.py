@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import click
 
-from clipcap import outcomes
+from clipcap import credentials, outcomes, storage
 from clipcap.errors import ServerError
+from clipcap.layout import Run
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -74,6 +77,13 @@ class Start:
                 listener.close()
 
 
+def new_run(out: str) -> Run:
+    """Return what a command signs that changes an output without a flow; its date is today's."""
+    now = datetime.now(UTC)
+    run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    return Run(run_id, storage.canonical(out), now.date().isoformat())
+
+
 def _listener() -> Lines:
     from flows.console import Bars, Lines
 
@@ -93,6 +103,11 @@ def require_answer(url: str) -> None:
     Raises:
         ServerError: says what did not answer, and how to do without it.
     """
+    if credentials.has_login(url):
+        raise ServerError(
+            "The address of the Prefect server must not carry a login. Set PREFECT_API_AUTH_STRING "
+            "beside it."
+        )
     request = urllib.request.Request(f"{url}/health")
     try:
         with urllib.request.urlopen(request, timeout=_ANSWER_S):
@@ -120,7 +135,7 @@ def _quieten_prefect() -> None:
     names = ("", "prefect", "prefect.flow_runs", "prefect.task_runs")
     for handler in [handler for name in names for handler in logging.getLogger(name).handlers]:
         if isinstance(handler, PrefectConsoleHandler):
-            handler.setLevel(logging.WARNING)
+            handler.setLevel(logging.CRITICAL)  # the command tells an error itself
 
 
 def tell(finished: Finished, *, as_json: bool) -> None:

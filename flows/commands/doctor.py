@@ -15,7 +15,7 @@ from typing import Final, Literal
 import click
 
 import clipcap
-from clipcap import hub, models, storage
+from clipcap import conditions, hub, models, storage
 from clipcap.errors import ClipcapError
 from flows.commands._start import json_option, require_answer, server_url
 
@@ -69,8 +69,7 @@ def findings(out: str | None, source: str | None) -> Iterator[Finding]:
         places = (source,)
         yield _tried("source", lambda: storage.require_bucket(*places), f"{source} may be listed")
     if out is not None:
-        target = out
-        yield _tried("output", lambda: storage.require_writable(target), f"{out} can be written to")
+        yield _output(out)
 
 
 def _tried(subject: str, look: Callable[[], object], good: str) -> Finding:
@@ -79,6 +78,18 @@ def _tried(subject: str, look: Callable[[], object], good: str) -> Finding:
     except ClipcapError as error:
         return Finding(subject, "fail", str(error))
     return Finding(subject, "ok", good)
+
+
+def _output(out: str) -> Finding:
+    try:
+        found = conditions.kind(out)
+    except ClipcapError as error:
+        return Finding("output", "fail", str(error))
+    means = f"its store {conditions.MEANING[found]}"
+    if found == "honours":
+        return Finding("output", "ok", f"{out} can be written to; {means}")
+    none = "no leases and no Delta there (docs/leases.md)"
+    return Finding("output", "warn", f"{out} can be written to, but {means}: {none}")
 
 
 def _python() -> Finding:

@@ -32,6 +32,7 @@ _MINUTE_S, _HOUR_S = 60, 3_600
     NightlySettings,
     options.KIND,
     options.GLOB,
+    options.ONLY,
     options.MODEL,
     options.CAPTIONER,
     options.LABEL_SET,
@@ -92,8 +93,8 @@ def tell(found: Forecast, *, as_json: bool) -> None:
     stay = "; the images stay in their tars" if found.in_place else ""
     click.echo(
         f"Would write {_count(found.shards, 'shard')} and take images out of "
-        f"{found.shards_left:,}; read {_bytes(found.bytes_to_read)} of images, write about "
-        f"{_bytes(found.bytes_to_write)}{stay}."
+        f"{found.shards_left:,}; read {in_bytes(found.bytes_to_read)} of images, write about "
+        f"{in_bytes(found.bytes_to_write)}{stay}."
     )
     for step in found.steps:
         click.echo(_line(step))
@@ -134,7 +135,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / _HOUR_S:.1f} h"
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """Return a number of bytes as a person says it."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1_000:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"

@@ -18,6 +18,7 @@ from flows.settings import NightlySettings
     NightlySettings,
     options.KIND,
     options.GLOB,
+    options.ONLY,
     options.MODEL,
     options.CAPTIONER,
     options.SUPPRESS,
@@ -28,6 +29,7 @@ from flows.settings import NightlySettings
     options.LIMIT,
     options.ACCEPT_DRIFT,
     options.SIDECARS,
+    options.TABLE_FORMAT,
 )
 @json_option
 @server_option

@@ -33,7 +33,9 @@ class TrainingSettings(Settings):
 
 
 @click.command()
-@options.choices(NightlySettings, options.KIND, options.GLOB, options.RATE, options.LIMIT)
+@options.choices(
+    NightlySettings, options.KIND, options.GLOB, options.ONLY, options.RATE, options.LIMIT
+)
 @json_option
 @server_option
 @click.argument("source")

@@ -231,6 +231,18 @@ def test_an_image_that_waits_for_its_turn_keeps_its_live_row_before_a_newer_reje
     assert retired == {shard(1): {"live": [], "rejects": [keys.image_id(f"{OURS}/z")]}}
 
 
+@pytest.mark.parametrize("etag", ["a", "b"], ids=["the same", "changed, and put off"])
+def test_of_an_image_that_stands_twice_the_one_of_merged_shards_stays(etag: str) -> None:
+    """Whatever the dates and names: else a merging and a night might take out one each."""
+    old = [shard(1, "0aaa"), shard(3, "faaa-m1"), shard(4, "ffff-m9")]
+    new = shard(1, "bbbb-m10")
+    known = {one: Held(OURS, [Row(f"{OURS}/1"), Row(f"{OURS}/0")]) for one in [*old, new]}
+    with compared([Found(f"{OURS}/1", etag), Found(f"{OURS}/0")], known) as found:
+        list(found.some(0, by_container=False))
+        assert [one for one, _ in found.retired()] == old
+        assert all(len(lists["live"]) == 2 for _, lists in found.retired())
+
+
 @pytest.mark.parametrize("is_live", [True, False])
 @pytest.mark.parametrize("etag", ["a", "b"])
 def test_an_image_of_another_source_is_refused_whatever_its_version(

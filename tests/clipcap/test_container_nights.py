@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipcap import layout, manifest, storage, tables
+from clipcap import layout, listings, manifest, storage, tables
 from clipcap.plans import Plan
 from clipcap.stages import shard as stage
 from tests.nights import shard_night
@@ -95,11 +95,11 @@ def test_what_has_not_changed_is_not_walked_again(kind: str) -> None:
     ],
 )  # fmt: skip
 def test_the_kind_of_a_source_goes_by_its_ending(address: str, kind: str) -> None:
-    assert stage._kind(address) == kind
+    assert listings.kind(address) == kind
 
 
 @pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
 def test_a_saved_dataset_is_known_by_what_lies_in_it(name: str, tmp_path: Path) -> None:
-    assert stage._kind(str(tmp_path)) == "folder"
+    assert listings.kind(str(tmp_path)) == "folder"
     (tmp_path / name).write_text("{}")
-    assert stage._kind(str(tmp_path)) == "huggingface"
+    assert listings.kind(str(tmp_path)) == "huggingface"

@@ -18,11 +18,11 @@ from PIL import Image
 
 from clipcap import layout, manifest, storage, tables, verify
 from clipcap.errors import SettingsError, TransientStorageError
+from clipcap.footers import Footers
 from clipcap.layout import Run
 from clipcap.planning import PackSettings
 from clipcap.plans import Plan
 from clipcap.report.cards import Seen, cards
-from clipcap.stages import publish
 from clipcap.stages import shard as stage
 from clipcap.stages.shard import ShardSettings
 from tests.nights import shard_night
@@ -327,7 +327,7 @@ class TestReaders:
     def test_the_list_of_objects_names_their_tar(self, place: tuple[Path, str]) -> None:
         source, out = place
         night(source, out)
-        listed = publish._objects(out)
+        listed = Footers(out).entries()
         assert sorted(one["tar"].rpartition("/")[2] for one in listed) == ["a.tar", "b.tar"]
         assert all(one["tar_etag"] for one in listed)
 

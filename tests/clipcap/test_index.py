@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipcap import index, keys, layout, manifest, scratch, storage, verify
+from clipcap.footers import Footers
 from clipcap.index import Known
 from clipcap.layout import Run, Shard
 from clipcap.scratch import ScratchSettings
-from clipcap.stages import publish
 from tests.clipcap.test_life import Crash, dies_at
 from tests.known import Held, Row, index_parts, many, remove, shard, write
 
@@ -304,4 +304,4 @@ def test_verify_and_readers_do_not_mind_it(tmp_path: Path) -> None:
     assert len(index_parts(out)) == 1
     found = verify.verify(out)
     assert [one for one in found.problems if "_index" in one.place] == []
-    assert [one for one in publish._objects(out) if one["url"].startswith("_")] == []
+    assert [one for one in Footers(out).entries() if one["url"].startswith("_")] == []

@@ -15,6 +15,7 @@ from clipcap import captioner, cards, commits, layout, manifest, review, storage
 from clipcap.cards import Choice, captioner_digest
 from clipcap.commits import Fingerprint
 from clipcap.errors import SettingsError
+from clipcap.footers import Footers
 from clipcap.front import contract
 from clipcap.layout import Run
 from clipcap.review import REASONS, ReviewCard, ReviewSettings, Rules
@@ -308,7 +309,7 @@ def test_a_table_that_loses_images_keeps_what_it_was_judged_by(tiny: Tiny, tmp_p
         layout.manifest(run.out, shard), live, fingerprint=Fingerprint("made", members),
         run_id="later", metadata={"members": members},
     )  # fmt: skip
-    publish.sweep(run.out, {shard: (members, live.num_rows)}, run=run)
+    publish.sweep(Footers(run.out), {shard: (members, live.num_rows)}, run=run)
     (url,) = (one.url for one in manifest.objects(run.out, "captions"))
     footer, count = tables.footer(url)
     assert (footer["review"], count) == (

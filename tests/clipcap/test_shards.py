@@ -126,3 +126,27 @@ def test_webdataset_reads_the_samples(tmp_path: Path) -> None:
     assert [(sample["__key__"], sample["jpg"], sample["txt"]) for sample in dataset] == [
         (f"k{n}", f"{n}jpg".encode(), f"{n}txt".encode()) for n in range(3)
     ]
+
+
+@given(many_files, st.integers(min_value=1, max_value=2_000), st.data())
+def test_members_of_some_keys_are_copied_as_if_only_they_had_been_packed(
+    files: list[File], chunk: int, data: st.DataObject
+) -> None:
+    wanted = data.draw(st.sets(st.sampled_from([key for key, *_ in files] or ["none"])))
+    tar, _ = shards.pack(files)
+    chunks = [tar[at : at + chunk] for at in range(0, len(tar), chunk)]
+    pieces, members = shards.joined(shards.kept(chunks, wanted))
+    alone, expected = shards.pack([file for file in files if file[0] in wanted])
+    assert b"".join(pieces) == alone
+    assert list(members.values()) == expected
+
+
+def test_what_is_no_file_is_passed_over_and_a_cut_tar_is_refused() -> None:
+    tar, members = shards.pack([("a", "jpg", b"1" * 700), ("b", "jpg", b"2" * 700)])
+    comment = bytearray(tar)
+    comment[members[0].offset - shards.BLOCK + 156] = ord("g")
+    found = [member.name for member, _ in shards.kept([bytes(comment)], {"a", "b"})]
+    assert found == ["b.jpg"]
+    for end in (300, 900, 2_000, members[1].offset + 800):
+        with pytest.raises(SettingsError, match="is cut"):
+            list(shards.kept([tar[:end]], {"a", "b"}))

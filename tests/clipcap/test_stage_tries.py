@@ -24,6 +24,7 @@ from clipcap.errors import (
     TooManyRejectsError,
     TransientStorageError,
 )
+from clipcap.footers import Footers
 from clipcap.labels import bank, sets
 from clipcap.layout import Run, Shard
 from clipcap.stages import caption, embed, label, publish, shard
@@ -222,7 +223,7 @@ def test_a_shard_that_another_run_wrote_meanwhile_is_not_swept(
 ) -> None:
     source, run = place
     night(source, run.out, tiny)
-    assert publish.sweep(run.out, {}, run=run) == 0
+    assert publish.sweep(Footers(run.out), {}, run=run) == 0
     assert storage.info(layout.tar(run.out, manifest.shards(run.out)[0])) is not None
 
 
@@ -258,7 +259,10 @@ def test_what_killed_runs_left_goes_after_a_day_and_not_before(
     night(source, run.out, tiny)
     folder = storage.local_path(run.out)
     assert folder is not None
-    left = [folder / "_plans" / "killed" / "a.parquet", folder / "manifest" / ".m.parquet.1-a.tmp"]
+    left = [
+        folder / "_plans" / "killed" / "a.parquet",
+        folder / "manifest" / ".m.parquet.1-0123abcd.tmp",
+    ]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
-from clipcap import embedding, gate, layout, manifest, storage, tables
+from clipcap import embedding, gate, layout, manifest, storage, tables, verify
 from clipcap.encoders import openclip
 from clipcap.encoding import Encoder
 from clipcap.errors import ClipcapError, SettingsError, TooManyRejectsError
@@ -118,6 +120,50 @@ def test_a_replaced_image_costs_one_embedding_and_a_deleted_one_none(
     assert len(ids) == 5
     for name in ("embeddings", "captions"):
         assert sorted(glob(out, name)["image_id"].to_pylist()) == ids
+
+
+def test_a_renamed_or_copied_image_is_neither_embedded_nor_captioned_again(
+    place: tuple[Path, Path], tiny: Tiny
+) -> None:
+    """Somebody moves a folder of the bucket: a million images get other names, and no new bytes."""
+    source, out = place
+    night(source, out, tiny)
+    before = {row["image_id"]: row for row in glob(out, "captions").to_pylist()}
+    contents = {row["content_sha256"]: row["caption_raw"] for row in before.values()}
+    (source / "album").mkdir()
+    (source / "drawing-1.png").rename(source / "album" / "moved.png")
+    (source / "drawing-2.png").rename(source / "album" / "also.png")
+    shutil.copy2(source / "drawing-3.png", source / "copy.png")
+    with forwards() as counted, patch.object(caption, "load", side_effect=AssertionError):
+        _, published = night(source, out, tiny, dt="2026-11-21")
+    assert images_of(counted) == 0
+    assert published.live == 7
+    live = {row["image_id"]: row for row in glob(out, "manifest").to_pylist()}
+    for name in ("embeddings", "captions"):
+        rows = {row["image_id"]: row for row in glob(out, name).to_pylist()}
+        assert rows.keys() == live.keys()
+        assert all(rows[one]["key"] == live[one]["key"] for one in live)
+    for row in glob(out, "captions").to_pylist():
+        assert row["source_uri"] == live[row["image_id"]]["source_uri"]
+        assert row["caption_raw"] == contents[row["content_sha256"]]
+    assert verify.verify(str(out)).problems == ()
+
+
+def test_a_version_that_is_only_alike_gives_no_image_anothers_rows(
+    place: tuple[Path, Path], tiny: Tiny
+) -> None:
+    """A version is size and time where a store has nothing better; what counts is the content."""
+    source, out = place
+    for n in (0, 1):
+        Image.new("RGB", (30, 20), (n, 90, 90)).save(source / f"same-{n}.bmp")
+        os.utime(source / f"same-{n}.bmp", (1_700_000_000, 1_700_000_000))
+    (source / "same-1.bmp").rename(source.parent / "kept.bmp")
+    night(source, out, tiny)
+    (source / "same-0.bmp").unlink()
+    (source.parent / "kept.bmp").rename(source / "same-1.bmp")
+    with forwards() as counted:
+        night(source, out, tiny, dt="2026-11-21")
+    assert images_of(counted) == 1
 
 
 def test_a_new_captioner_or_label_set_embeds_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from clipcap import s3, storage
+from clipcap import objectstores, s3, storage
 from clipcap.errors import (
     AccessDeniedError,
     NotFoundError,
@@ -125,6 +126,29 @@ def test_what_is_too_large_to_create_is_said_before_it_is_sent(
     with pytest.raises(StorageError, match="5 GiB cannot be created at once"):
         storage.create("s3://bucket/a.bin", b"1234")
     assert store.asked == []
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_bytes_that_are_not_those_of_their_digest_are_read_again(store: Server, key: str) -> None:
+    """A bit flipped behind the store, in a proxy's memory, was taken for the image until then."""
+    right = {"ETag": f'"{hashlib.md5(b"0123456789", usedforsecurity=False).hexdigest()}"'}
+    wrong = Reply(206, {**right, "Content-Range": "bytes 0-9/10"}, b"0123456799")
+    store.headers[f"/bucket/{key}"] = {"Last-Modified": DATE, **right}
+    store.replies[f"/bucket/{key}"] = [wrong]
+    assert storage.read(f"s3://bucket/{key}") == b"0123456789"
+    other = Reply(206, {**right, "Content-Range": "bytes 0-9/10"}, b"1123456789")
+    store.replies[f"/bucket/{key}"] = [wrong, other]
+    with pytest.raises(TransientStorageError, match="its bytes are not those of its digest"):
+        storage.read(f"s3://bucket/{key}")
+
+
+def test_a_bucket_whose_etags_are_no_digests_is_read_twice_once(store: Server) -> None:
+    """So are those of objects that are encrypted with keys of KMS."""
+    store.headers["/bucket/a.bin"] = {"Last-Modified": DATE, "ETag": f'"{"0" * 32}"'}
+    for _ in range(3):
+        assert storage.read("s3://bucket/a.bin") == b"0123456789"
+    assert store.asked.count("GET /bucket/a.bin") == 4
+    objectstores._WITHOUT_MD5.clear()
 
 
 @pytest.mark.parametrize("key", KEYS)

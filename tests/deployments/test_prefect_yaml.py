@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -72,6 +73,9 @@ def test_every_choice_in_prefects_form_is_explained(deployment: dict[str, Any]) 
 
 @each
 def test_a_run_waits_for_the_one_before_it_and_is_not_dropped(deployment: dict[str, Any]) -> None:
+    if "group" in deployment["tags"]:
+        assert "concurrency_limit" not in deployment, "as many at a time as there are workers"
+        return
     assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
 
 
@@ -85,7 +89,7 @@ def test_schedules_are_valid_and_only_one_of_them_is_active() -> None:
 def test_stages_with_a_large_model_run_where_the_gpu_is() -> None:
     pools = {one["name"]: one["work_pool"]["name"] for one in DEPLOYMENTS}
     assert {name for name, pool in pools.items() if pool == "gpu-pool"} == {
-        "nightly-gpu", "embed", "caption", "train",
+        "nightly-gpu", "group", "embed", "caption", "train",
     }  # fmt: skip
     assert set(pools.values()) == {"cpu-pool", "gpu-pool"}
 
@@ -95,3 +99,30 @@ def test_the_readme_has_every_deployment_with_its_pool() -> None:
     for one in DEPLOYMENTS:
         flow = one["entrypoint"].rpartition(":")[2]
         assert f"| `{flow}/{one['name']}` | {one['work_pool']['name']} |" in readme
+
+
+@each
+def test_a_deployment_is_described_and_tagged_for_the_automations(
+    deployment: dict[str, Any],
+) -> None:
+    assert deployment["description"].endswith(".")
+    assert "clipcap" in deployment["tags"]
+    assert set(deployment["tags"]) & {"nightly", "stage", "dev", "group"}
+
+
+def test_what_is_tried_out_goes_elsewhere_and_waits_behind_the_nights() -> None:
+    night, trial = (one for one in DEPLOYMENTS if one["name"] in ("nightly", "nightly-dev"))
+    assert night["parameters"]["out"] != trial["parameters"]["out"]
+    assert night["parameters"]["source"] == trial["parameters"]["source"]
+    assert (night["work_pool"]["work_queue_name"], trial["work_pool"]["work_queue_name"]) == (
+        "default",
+        "dev",
+    )
+    assert "schedules" not in trial
+
+
+def test_the_readme_says_which_variables_are_read_when_deploying() -> None:
+    text = FILE.read_text()
+    readme = (FILE.parent / "README.md").read_text()
+    for name in set(re.findall(r"{{ \$(\w+) }}", text)):
+        assert f"export {name}=" in readme, name

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events import emit_event
+from prefect.events.schemas.automations import AutomationCore
 
 from clipcap import verify
 from flows.settings import NightlySettings
@@ -23,6 +27,7 @@ from tests.prefect_servers import PrefectServer, worker
 from tests.tables import glob
 
 SCHEDULED_WITHIN_S = 60.0
+RUN_WITHIN_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +37,13 @@ def deployed(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFac
     for n in range(5):
         draw(folder / "in" / f"drawing-{n}.png", n)
     for pool in ("cpu-pool", "gpu-pool"):
-        prefect_server.run("work-pool", "create", pool, "--type", "process")
+        prefect_server.run(
+            "work-pool", "create", pool, "--type", "process", "--overwrite", "--base-job-template",
+            str(ROOT / "deployments" / "pools" / "process.json"),
+        )  # fmt: skip
     file = str(ROOT / "deployments" / "prefect.yaml")
     places = {"CLIPCAP_SOURCE": f"{folder}/in", "CLIPCAP_OUT": f"{folder}/out"}
+    places["CLIPCAP_DEV_OUT"] = f"{folder}/dev"
     said = prefect_server.run(
         "deploy", "--prefect-file", file, "--all", cwd=ROOT, CLIPCAP_ROOT=str(ROOT), **places
     )
@@ -61,11 +70,6 @@ def test_a_deployed_night_is_scheduled_for_the_nights_to_come(
     assert {(start.hour, start.minute) for start in starts if start} == {(1, 30)}
 
 
-def test_the_automations_are_accepted(prefect_server: PrefectServer) -> None:
-    file = str(ROOT / "deployments" / "automations.yaml")
-    assert "Created automation" in prefect_server.run("automation", "create", "--from-file", file)
-
-
 def test_a_night_run_by_a_worker_is_completed_and_its_files_are_there(
     deployed: Path, prefect_server: PrefectServer, tmp_path: Path
 ) -> None:
@@ -90,3 +94,42 @@ def test_a_night_run_by_a_worker_is_completed_and_its_files_are_there(
     )
     assert len(glob(out, "captions")) == 5
     assert verify.verify(out).problems == ()
+
+
+def test_a_schedule_and_an_automation_start_runs_that_say_so(
+    deployed: Path, recorded: PrefectServer, tmp_path: Path
+) -> None:
+    """A folder is sharded when a schedule is due, then because an event says that images came."""
+    with get_client(sync_client=True) as client:
+        target = client.read_deployment_by_name("shard/shard").id
+        often = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=20)))
+        (made,) = client.create_deployment_schedules(target, [often])
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": str(target)}
+    trigger = {
+        "type": "event",
+        "expect": ["images.came"],
+        "posture": "Reactive",
+        "threshold": 1,
+        "within": 0,
+    }
+    came = AutomationCore.model_validate({"name": "came", "trigger": trigger, "actions": [action]})
+    with get_client(sync_client=True) as client:
+        client.create_automation(came)
+    with worker(recorded, "cpu-pool", tmp_path):
+        wait_for(f"{deployed}/out", {"schedule"})
+        with get_client(sync_client=True) as client:
+            client.delete_deployment_schedule(target, made.id)
+        emit_event("images.came", resource={"prefect.resource.id": "images.photos"})
+        wait_for(f"{deployed}/out", {"schedule", "automation"})
+
+
+def wait_for(out: str, triggers: set[str]) -> None:
+    """Wait until an output has rows of completed runs that were started in these ways."""
+    deadline = time.monotonic() + RUN_WITHIN_S
+    found: set[tuple[str, str]] = set()
+    while not {(one, "Completed") for one in triggers} <= found:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+        if Path(out, "runs").exists():
+            rows = glob(out, "runs").to_pylist()
+            found = {(row["trigger"], row["state"]) for row in rows}

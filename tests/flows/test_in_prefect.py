@@ -123,6 +123,8 @@ def test_a_partition_that_fails_fails_the_run_by_name_and_no_other(
 
     assert state.is_failed()
     assert str(bad) in (state.message or "")
+    told = artifacts(client, run_id(state))["nightly-summary"]
+    assert "Ended: PartitionsFailedError." in told
     assert len(glob(out, "embeddings")) == 4
     runs = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id(state)]))

@@ -1,0 +1,181 @@
+"""A kind of database in; how long server, deploying, the way to a first task and zombies take, out.
+
+    python -m bench.prefect_server [--postgresql] [--repeats 5] [--zombie]
+
+Starts a server, a worker that asks every 2 s, and everything of prefect.yaml. A wall time on a busy
+machine says little: the load average stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tests import postgres
+from tests.architecture.tree import ROOT
+from tests.nights import draw
+from tests.prefect_servers import PREFECT, PrefectServer, prefect_server, worker
+
+DEPLOYMENTS = ROOT / "deployments"
+WAIT_S = 300.0
+ENDLESS = '''"""A run that never ends."""
+
+import os
+import time
+from pathlib import Path
+
+from prefect import flow
+
+
+@flow
+def endless() -> None:
+    Path(__file__).with_name("pid").write_text(str(os.getpid()))
+    time.sleep(3_600)
+'''
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--postgresql", action="store_true")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--zombie", action="store_true", help="kill a worker and its run, and wait")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        database = postgres.running() if chosen.postgresql else nullcontext("")
+        with database as url:
+            own = {"PREFECT_API_DATABASE_CONNECTION_URL": url} if url else {}
+            for kind in ("an empty", "a known"):
+                with started(folder, own, f"server up, {kind} database"):
+                    pass
+            with started(folder, own, "server up, a third time") as server:
+                measure(server, folder, chosen.repeats)
+                if chosen.zombie:
+                    zombie(server, folder)
+
+
+def say(what: str, seconds: float) -> None:
+    """Print one measurement."""
+    print(f"{what}: {seconds:.1f} s (load {os.getloadavg()[0]:.1f})", flush=True)
+
+
+@contextmanager
+def started(folder: Path, own: dict[str, str], what: str) -> Iterator[PrefectServer]:
+    """Run a server and say how long it took to answer."""
+    began = time.perf_counter()
+    with prefect_server(folder / "server", None, **own) as server:
+        say(what, time.perf_counter() - began)
+        with temporary_settings({PREFECT_API_URL: server.url}):
+            yield server
+
+
+def measure(server: PrefectServer, folder: Path, repeats: int) -> None:
+    """Deploy, apply automations, and run `shard/shard` again and again."""
+    for pool in ("cpu-pool", "gpu-pool"):
+        template = str(DEPLOYMENTS / "pools" / "process.json")
+        server.run(
+            "work-pool", "create", pool, "--type", "process", "--base-job-template", template
+        )
+    draw(folder / "in" / "drawing.png", 1)
+    places = {f"CLIPCAP_{name}": f"{folder}/{name.lower()}" for name in ("OUT", "DEV_OUT")}
+    places |= {"CLIPCAP_SOURCE": f"{folder}/in", "CLIPCAP_ROOT": str(ROOT)}
+    began = time.perf_counter()
+    server.run("deploy", "--prefect-file", "deployments/prefect.yaml", "--all", cwd=ROOT, **places)
+    say("prefect deploy --all, eight deployments", time.perf_counter() - began)
+    for _ in range(2):
+        began = time.perf_counter()
+        clipcap = str(Path(PREFECT).with_name("clipcap"))
+        subprocess.run(
+            [clipcap, "automations", "apply", str(DEPLOYMENTS / "automations.yaml")],
+            env=server.environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        say("clipcap automations apply", time.perf_counter() - began)
+    took = []
+    with worker(server, "cpu-pool", folder, PREFECT_WORKER_QUERY_SECONDS="2"):
+        time.sleep(5)
+        for n in range(repeats):
+            name = f"measured-{n}"
+            began = time.time()
+            server.run("deployment", "run", "shard/shard", "--param", f"out={folder}/out-{n}",
+                       "--tag", name)  # fmt: skip
+            said = time.time() - began
+            first = first_task(name)
+            took.append(first.timestamp() - began)
+            say(f"command to first task (the command itself took {said:.1f} s)", took[-1])
+            time.sleep(n % 2)  # not always at the same moment of the worker's two seconds
+    print(f"command to first task: median {median(took):.1f} s, least {min(took):.1f} s")
+
+
+def first_task(tag: str) -> datetime:
+    """Return when the first task of a run with this tag began."""
+    deadline = time.monotonic() + WAIT_S
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            runs = [run for run in client.read_flow_runs(limit=20) if tag in run.tags]
+            tasks = client.read_task_runs() if runs else []
+            began = [
+                one.start_time
+                for one in tasks
+                if one.flow_run_id in {run.id for run in runs} and one.start_time
+            ]
+            if began and all(run.state and run.state.is_final() for run in runs):
+                return min(began).astimezone(UTC)
+            time.sleep(0.5)
+    raise TimeoutError(tag)
+
+
+def zombie(server: PrefectServer, folder: Path) -> None:
+    """Kill a worker and its run together, and say when the server knows."""
+    flow = folder / "endless.py"
+    flow.write_text(ENDLESS)
+    beats = '{"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}'
+    server.run(
+        "deploy", f"{flow.name}:endless", "--name", "endless", "--pool", "cpu-pool",
+        "--tag", "clipcap", "--job-variable", beats, cwd=folder,
+    )  # fmt: skip
+    with worker(server, "cpu-pool", folder) as process:
+        server.run("deployment", "run", "endless/endless")
+        wait_for(lambda: (folder / "pid").exists())
+        time.sleep(3)  # the first heartbeat is on its way
+        process.send_signal(signal.SIGKILL)
+        os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+        killed = time.perf_counter()
+        wait_for(lambda: state(server) == "Crashed")
+        say("worker and run killed: Crashed after", time.perf_counter() - killed)
+
+
+def state(server: PrefectServer) -> str:
+    """Return the state of the run that never ends."""
+    with get_client(sync_client=True) as client:
+        found: list[FlowRun] = client.read_flow_runs(limit=200)
+    (run,) = [one for one in found if one.tags == ["clipcap"]]
+    return run.state_name or ""
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + WAIT_S
+    while not happened():
+        if time.monotonic() > deadline:
+            raise TimeoutError("It did not happen.")
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A source and an output in; an error out where a run would write into what is not its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
+from clipcap import contracts, storage
+from clipcap.errors import NotFoundError, SettingsError
+from clipcap.verify.places import is_of_output
+
+_LOOKED_AT: Final = 2  # batches of a listing: some thousand objects
+_SHOWN: Final = 3
+_LEFT: Final = re.compile(
+    r"(_(plans|listings|index|labelsets|drift|canaries|training|manifests|set_aside|lease|forgotten)"
+    r"|captioners)/.*|_probe(-[0-9a-f]+)?|contract\.json"
+)
+"""What a run that was killed early, or a training, may have left alone."""
+
+
+def require_apart(source: str, out: str) -> None:
+    """Do nothing where a source and an output are two places.
+
+    An output inside a source is one: listing the source leaves it out.
+
+    Raises:
+        SettingsError: they are the same, or the source is a part of the output.
+    """
+    root = storage.canonical(out)
+    plain = re.split(r"[*?\[]", source, maxsplit=1)[0]
+    place = storage.canonical(plain or ".")
+    if place == root:
+        raise SettingsError(
+            f"Source and output must be two places, but both are {out}. Nothing was written. Name "
+            f"a folder of its own for the output, such as {out.rstrip('/')}/clipcap: a run leaves "
+            "it out where it lists the source."
+        )
+    inside = place.startswith(f"{root}/")
+    if inside and (plain != source or storage.info(place) is None):
+        raise SettingsError(
+            f"The source must not lie inside of the output, but {source} is a part of {out}: a run "
+            "would take in its own files. Nothing was written. Name another folder or prefix for "
+            "the output."
+        )
+
+
+def require_ours(out: str) -> None:
+    """Do nothing where an output is empty, not there yet, or what a run has written.
+
+    Raises:
+        SettingsError: it is a file, or holds what somebody else has put there.
+        StorageError: it may not be listed.
+    """
+    root = storage.canonical(out)
+    if storage.info(root) is not None:
+        raise SettingsError(
+            f"The output must be a folder or prefix, but {out} is a file. Nothing was written."
+        )
+    if "contract" in contracts.said(root):
+        return
+    strange = []
+    for path in _paths(root):
+        if is_of_output(path):
+            return
+        if not _LEFT.fullmatch(path):
+            strange.append(path)
+    if strange:
+        shown = ", ".join(strange[:_SHOWN]) + (", ..." if len(strange) > _SHOWN else "")
+        raise SettingsError(
+            f"The output must be empty or one of clipcap's own, but {out} holds other things: "
+            f"{shown}. Nothing was written. Name a folder or prefix of its own, such as "
+            f"{out.rstrip('/')}/clipcap."
+        )
+
+
+def _paths(root: str) -> Iterator[str]:
+    """Yield the first objects of an output, as paths below it."""
+    batches = storage.list_batches(root)
+    try:
+        for batch in islice(batches, _LOOKED_AT):
+            for url in batch["url"].to_pylist():
+                yield url.removeprefix(f"{root}/")
+    except NotFoundError:
+        return

@@ -1,0 +1,139 @@
+"""Settings of a Ray cluster in, the same flow's partitions on its nodes out; needs `clipcap[ray]`.
+
+Ray sends tasks as pickles to whoever it believes to be its nodes: a cluster is as trusted as the
+machine that starts the flow. Nodes need the same packages, and their own keys to the stores.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect import Task
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+from pydantic import Field
+
+from clipcap.errors import DeviceError, SettingsError
+from clipcap.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect_ray import RayTaskRunner
+
+_LOST_NODES: Final = 3  # so often a task begins anew elsewhere; it finds what it committed
+_SWITCHES: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+class RaySettings(Settings):
+    """Which Ray cluster works on the partitions of a night, and what each of them claims there."""
+
+    address: str | None = None
+    """Address of the cluster (`host:6379`, or `ray://host:10001`); empty: the one that runs on this
+    machine, or else a new one."""
+    gpus_per_task: float | None = Field(default=None, ge=0)
+    """GPUs that a partition to embed or caption claims; empty: one, where the cluster has any."""
+    cpus_per_task: float = Field(default=1, gt=0)
+    """CPUs that every partition claims."""
+
+
+class Cluster:
+    """A Ray cluster that the flow run is connected to."""
+
+    def __init__(self, runner: RayTaskRunner[Any], settings: RaySettings) -> None:
+        """Look what the cluster has.
+
+        Raises:
+            DeviceError: no node of it can ever take a partition.
+        """
+        import ray  # noqa: PLC0415 - an extra
+
+        self._runner, self._cpus = runner, settings.cpus_per_task
+        found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in found if node["Alive"]]
+        has_gpu = any(node.get("GPU") for node in nodes)
+        asked = settings.gpus_per_task
+        self._gpus = float(has_gpu) if asked is None else asked
+        if not any(
+            node.get("CPU", 0) >= self._cpus and node.get("GPU", 0) >= self._gpus for node in nodes
+        ):
+            raise DeviceError(
+                f"A node of the Ray cluster must have {self._cpus:g} CPUs and {self._gpus:g} GPUs "
+                f"free for one partition, but none of the {len(nodes)} has. Start one that has, or "
+                "lower ray.cpus_per_task and ray.gpus_per_task."
+            )
+
+    def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> PrefectFuture[Any]:  # noqa: ANN401 - the task's own
+        """Send a task to a node; one process takes many, so that it loads a model once."""
+        from prefect_ray.context import remote_options  # noqa: PLC0415 - an extra
+
+        options: dict[str, Any] = {"num_cpus": self._cpus, "max_retries": _LOST_NODES}
+        if self._gpus and "gpu" in task.tags:
+            options |= {"num_gpus": self._gpus, "max_calls": 0}  # Ray's own choice is one call
+        given = inspect.signature(task.fn).bind(*args, **kwargs).arguments
+        with remote_options(**options):
+            sent: PrefectFuture[Any] = self._runner.submit(task, dict(given))
+        return sent
+
+
+CLUSTER: ContextVar[Cluster | None] = ContextVar("CLUSTER", default=None)
+"""Set while a flow run has a cluster for its partitions."""
+
+
+@contextmanager
+def spread(settings: RaySettings | None) -> Iterator[None]:
+    """Let a cluster, if there shall be one, work on the partitions of what is inside.
+
+    Raises:
+        SettingsError: Ray is not installed, or nobody records the run: its tasks are Prefect's.
+        DeviceError: the cluster has no room for a single partition, or does not answer.
+    """
+    if settings is None:
+        yield
+        return
+    if FlowRunContext.get() is None:
+        raise SettingsError(
+            "Partitions go to Ray as Prefect's task runs, but this run is not recorded by a "
+            "server. Set PREFECT_API_URL and leave out --no-server, or set ray to null."
+        )
+    with _connected(settings) as runner:
+        token = CLUSTER.set(Cluster(runner, settings))
+        try:
+            yield
+        finally:
+            CLUSTER.reset(token)
+
+
+@contextmanager
+def _connected(settings: RaySettings) -> Iterator[RayTaskRunner[Any]]:
+    """Connect to the cluster; Ray reports to nobody how it is used."""
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    try:
+        from prefect_ray import RayTaskRunner  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise SettingsError(
+            "Ray is not installed here: `pip install 'clipcap[ray]'`, on every node."
+        ) from error
+    setup = {"worker_process_setup_hook": "flows._logs.send_to_prefect"}
+    kwargs: dict[str, Any] = {
+        "runtime_env": setup,
+        "log_to_driver": False,
+        "logging_level": "error",
+    }
+    if not settings.address:
+        kwargs["include_dashboard"] = False
+    try:
+        runner: RayTaskRunner[Any] = RayTaskRunner(settings.address, kwargs).__enter__()
+    except ConnectionError as error:
+        raise DeviceError(
+            f"The Ray cluster at {settings.address} must answer, but does not: {error}. Is "
+            "`ray start` running there, with the same version of Ray and Python?"
+        ) from error
+    try:
+        yield runner
+    finally:
+        runner.__exit__(None, None, None)

@@ -1,0 +1,83 @@
+"""A night on a Ray cluster: the tables of a night in one process, and a node may be lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from clipcap import verify
+from clipcap.errors import DeviceError, SettingsError
+from flows.nightly import nightly
+from flows.settings import NightlySettings
+from tests.flows.test_in_prefect import wait_for_lines
+from tests.prefect_servers import PrefectServer
+from tests.tables import differences
+
+ray = pytest.importorskip("prefect_ray", reason="needs the extra: pip install 'clipcap[ray]'")
+
+
+@pytest.mark.slow
+def test_a_night_on_two_nodes_of_which_one_dies_is_that_of_one_process(
+    drawings: Path, tmp_path: Path, settings: NightlySettings, recorded: PrefectServer
+) -> None:
+    """Ray's own choice for a task that claims a GPU is a process, and so a model, for each."""
+    nightly.fn(str(drawings), str(tmp_path / "local"), settings)
+    (tmp_path / "settings.json").write_text(settings.model_dump_json())
+    out = str(tmp_path / "out")
+    command = [sys.executable, "-m", "tests.rayed", str(drawings), out]
+
+    done = subprocess.run(
+        [*command, str(tmp_path / "settings.json"), "embed"],
+        env=recorded.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["state"] == "Completed", told
+    assert differences(out, str(tmp_path / "local")) == []
+    assert verify.verify(out).problems == ()
+    with get_client(sync_client=True) as client:
+        lines = wait_for_lines(client, UUID(told["run"]), "publish: 6 live images")
+    loads = sum(line.startswith("loading encoder") for line in lines)
+    assert 1 <= loads <= 4  # two nodes, each with a process for GPUs and one without
+
+
+def test_a_run_that_nobody_records_cannot_go_to_ray(
+    drawings: Path, tmp_path: Path, settings: NightlySettings
+) -> None:
+    on = NightlySettings.model_validate({**settings.model_dump(), "ray": {}})
+    with pytest.raises(SettingsError, match="--no-server"):
+        nightly.fn(str(drawings), str(tmp_path / "out"), on)
+
+
+def test_a_cluster_without_room_for_a_partition_is_refused(
+    drawings: Path, tmp_path: Path, settings: NightlySettings, recorded: PrefectServer
+) -> None:
+    """Ray would wait for ever for a node that has the room."""
+    (tmp_path / "settings.json").write_text(
+        NightlySettings.model_validate(
+            {**settings.model_dump(), "ray": {"gpus_per_task": 8}}
+        ).model_dump_json()
+    )
+    command = [sys.executable, "-m", "clipcap", "run", str(drawings), str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--settings", str(tmp_path / "settings.json")],
+        env=recorded.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == DeviceError.exit_code
+    assert "none of the 1 has" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,65 @@
+"""A source, an output and settings in; the night done on a Ray cluster of two nodes, as JSON, out.
+
+    python -m tests.rayed SOURCE OUT SETTINGS.json [KILL]
+
+Runs as a process of its own, since a cluster belongs to the process that starts it. KILL: the
+second node dies when the first partition of this stage is done. Writes how the night ended.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from clipcap.outcomes import Outcome
+from flows._tell import LISTENER
+from flows.console import Lines
+from flows.nightly import nightly
+from flows.settings import NightlySettings
+
+NODE = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
+"""A GPU that is only said to be there: how Ray hands it out is what matters."""
+
+
+class Killer(Lines):
+    """Ends a node when the first partition of a stage is done."""
+
+    def __init__(self, cluster: Any, stage: str) -> None:  # noqa: ANN401 - Ray's own
+        super().__init__()
+        self._cluster, self._stage = cluster, stage
+        self._node = cluster.add_node(**NODE)
+
+    def advance(self, stage: str, outcomes: Sequence[Outcome]) -> None:
+        """Kill, once."""
+        if stage == self._stage and self._node is not None:
+            self._cluster.remove_node(self._node, allow_graceful=False)
+            self._node = None
+
+
+def main(source: str, out: str, settings: NightlySettings, kill: str) -> dict[str, Any]:
+    """Do the night on two nodes of one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    token = LISTENER.set(Killer(cluster, kill))
+    try:
+        on = NightlySettings.model_validate(
+            {**settings.model_dump(), "ray": {"address": cluster.address}}
+        )
+        state = nightly(source, out, on, return_state=True)
+    finally:
+        LISTENER.reset(token)
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+    return {
+        "state": state.name,
+        "message": state.message,
+        "run": str(state.state_details.flow_run_id),
+    }
+
+
+if __name__ == "__main__":
+    chosen = NightlySettings.model_validate_json(Path(sys.argv[3]).read_text())
+    json.dump(main(sys.argv[1], sys.argv[2], chosen, (sys.argv[4:] or [""])[0]), sys.stdout)
