@@ -1,20 +1,21 @@
 """An output and what a night wants of each shard in; what is done, and what lacks it, out.
 
 Every night looks at every shard, but only what lacks something becomes work of a task: after years
-of nights most shards are done, and a task for each would be hundreds of thousands. A look is a few
-small ranged reads, many shards at a time.
+of nights most shards are done, and a task for each would be hundreds of thousands. A look is a line
+of a listing for what was published, else a small ranged read.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from clipcap import ahead, commits, embedding, layout, manifest, storage
+from clipcap import embedding, layout
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings
+from clipcap.footers import Footers
 from clipcap.labels import bank
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome, StageName, unchanged
@@ -82,16 +83,15 @@ def look(run: Run, wanted: Wanted) -> Looked:
     """
     stages = wanted.stages
     looked = Looked({stage: [] for stage in stages}, {stage: [] for stage in stages})
-    live = manifest.shards(run.out)
-    looked.live = len(live)
-    if live:
-        lookup = _Lookup(run, wanted)
-        for shard, found in ahead.mapped(lookup.look_up, live, threads=storage.IN_FLIGHT):
-            for stage in stages:
-                if stage in found:
-                    looked.done[stage] += found[stage]
-                else:
-                    looked.pending[stage].append(shard)
+    lookup = _Lookup(run, wanted)
+    for shard in lookup.live:
+        looked.live += 1
+        found = lookup.look_up(shard)
+        for stage in stages:
+            if stage in found:
+                looked.done[stage] += found[stage]
+            else:
+                looked.pending[stage].append(shard)
     counted = ", ".join(f"{stage} {len(looked.pending[stage])}" for stage in stages)
     log.info("%d live shards; to do: %s", looked.live, counted)
     return looked
@@ -101,7 +101,9 @@ class _Lookup:
     """What is the same for all shards: models by name and digest; nothing is loaded."""
 
     def __init__(self, run: Run, wanted: Wanted) -> None:
-        self._out = run.out
+        self._footers, self._out = Footers(run.out), run.out
+        self._manifests = self._footers.of(layout.table(run.out, "manifest"))
+        self.live = sorted(self._manifests)
         self._ref = embedding.reference(wanted.encoder)
         self._embed = embedding.recipe(wanted.encoder, self._ref) if wanted.embed else ""
         asked = wanted.caption
@@ -110,14 +112,24 @@ class _Lookup:
         names = wanted.label.label_sets if wanted.label else ()
         self._label_sets = [bank.load(name) for name in names]
         self._recipes: dict[str, str] = {}  # of captions, by that of the embeddings
+        self._embedded = self._of(layout.embeddings, model_id=self._ref.model_id)
+        self._captioned: dict[Shard, Commit] = {}
+        if self._captioner is not None:
+            name = self._captioner.card.captioner_id
+            self._captioned = self._of(layout.captions, captioner_id=name)
+        sets = (given.label_set.name for given in self._label_sets)
+        self._labelled = {name: self._of(layout.labels, label_set=name) for name in sets}
 
-    def look_up(self, shard: Shard) -> tuple[Shard, dict[StageName, list[Outcome]]]:
+    def _of(self, place: Callable[..., str], **of: str) -> dict[Shard, Commit]:
+        """Return what the footers of one model's table say; `place` is where a shard's lies."""
+        return self._footers.of(layout.folder_of(place(self._out, Shard("", ""), **of)))
+
+    def look_up(self, shard: Shard) -> dict[StageName, list[Outcome]]:
         """Return the outcomes of the stages that have nothing to do for a shard."""
         found: dict[StageName, list[Outcome]] = {}
-        url = layout.embeddings(self._out, shard, model_id=self._ref.model_id)
-        source = commits.find(url)
+        source = self._embedded.get(shard)
         if source is None or not self._is_embedded(shard, source, found):
-            return shard, found
+            return found
         if self._captioner is not None:
             captions = self._captions(shard, source)
             found |= {"caption": [captions]} if captions else {}
@@ -125,7 +137,7 @@ class _Lookup:
             labels = [self._labels(shard, source, given) for given in self._label_sets]
             present = [one for one in labels if one is not None]
             found |= {"label": present} if len(present) == len(labels) else {}
-        return shard, found
+        return found
 
     def _is_embedded(
         self, shard: Shard, source: Commit, found: dict[StageName, list[Outcome]]
@@ -133,10 +145,8 @@ class _Lookup:
         """Tell whether the embeddings are as they must be; who takes them as they are, says yes."""
         if not self._embed:
             return True
-        live = commits.find(layout.manifest(self._out, shard))
-        if live is None:  # the stage says what is wrong
-            return False
-        if source.fingerprint != Fingerprint(self._embed, live.metadata["members"]).value:
+        members = self._manifests[shard].metadata["members"]
+        if source.fingerprint != Fingerprint(self._embed, members).value:
             return False
         found["embed"] = [unchanged("embed", shard, source, of=self._ref.model_id)]
         return True
@@ -150,7 +160,7 @@ class _Lookup:
             recipe = self._recipes[source.recipe] = caption.recipe(chosen, source)
         wanted = Fingerprint(recipe, source.metadata["members"], chosen.rules.text)
         name = chosen.card.captioner_id
-        there = commits.find(layout.captions(self._out, shard, captioner_id=name))
+        there = self._captioned.get(shard)
         if there is None or there.fingerprint != wanted.value:
             return None
         return unchanged("caption", shard, there, of=name)
@@ -160,7 +170,7 @@ class _Lookup:
             return None
         wanted = label.wanted(given, source, self._label)
         name = given.label_set.name
-        there = commits.find(layout.labels(self._out, shard, label_set=name))
+        there = self._labelled[name].get(shard)
         if there is None or there.fingerprint != wanted.value:
             return None
         return unchanged("label", shard, there, of=name)

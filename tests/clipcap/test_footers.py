@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from clipcap import commits, footers, layout, storage, tables
+from clipcap import commits, layout, storage, tables
 from clipcap.footers import Footers
 from tests.nights import Tiny, draw, make_tiny, night
 
@@ -29,7 +29,7 @@ def out(tmp_path: Path, tiny: Tiny) -> str:
 
 def asked(out: str) -> list[str]:
     """Return the objects whose footers are read for a whole list, once it has been published."""
-    with patch.object(footers.commits, "find", side_effect=commits.find) as found:
+    with patch.object(commits, "find", side_effect=commits.find) as found:
         Footers(out).entries()
     return sorted(call.args[0].removeprefix(f"{out}/") for call in found.call_args_list)
 
