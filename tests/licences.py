@@ -28,8 +28,9 @@ EXCEPTED = {
 }
 """Package to why it is taken though its licence is not on the list."""
 _PERMISSIVE = re.compile(
-    r"mit|mit-0|mit-cmu|bsd|0bsd|bsd[ -][23]-clause|apache|apache[ -]2\.0|isc|psf-2\.0|python-2\.0|"
-    r"zlib|cc0-1\.0|bsl-1\.0|hpnd|cnri-python|unlicense|llvm-exception|dfsg approved"
+    r"mit|mit-0|mit-cmu|bsd|0bsd|bsd[ -][23]-clause|[23]-clause bsd|apache|apache[ -]2\.0|isc|"
+    r"psf-2\.0|python-2\.0|python foundation|zlib|cc0-1\.0|bsl-1\.0|hpnd|"
+    r"cnri-python|unlicense|llvm-exception|dfsg approved"
 )
 _NOISE = re.compile(r"\((mit|iscl)\)|[(),]|\b(the|licen[cs]e|version|software)\b")
 

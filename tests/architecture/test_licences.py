@@ -22,6 +22,8 @@ def test_every_dependency_has_a_licence_that_was_looked_at() -> None:
         ("Apache-2.0 WITH LLVM-exception AND BSD-2-Clause", True),
         ("Apache-2.0 OR BSD-3-Clause", True),
         ("BSD 2-Clause License", True),
+        ("3-Clause BSD License", True),
+        ("Python Software Foundation License", True),
         ("Apache 2.0 License", True),
         ("The MIT License (MIT)", True),
         ("MPL-2.0 AND (Apache-2.0 OR MIT)", False),
