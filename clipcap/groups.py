@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import clipcap
 from clipcap import commits, errors, layout, storage
@@ -33,6 +33,10 @@ _KINDS: Final = {
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, ClipcapError) and kind is not ImageError
 }
+
+
+_PLAIN: Final = ConfigDict(frozen=True, extra="forbid")
+"""No settings: what is told may name an address that nobody should have asked for."""
 
 
 class Group(Settings):
@@ -74,8 +78,10 @@ class Group(Settings):
         return tuple(Shard(*one.split("/", 1)) for one in self.shards)
 
 
-class Failure(Settings):
+class Failure(BaseModel):
     """Why a group was not done: the error's class, its sentence, and whether another try helps."""
+
+    model_config = _PLAIN
 
     kind: str
     sentence: str
@@ -89,8 +95,10 @@ class Failure(Settings):
         return (kind if kind.retryable == self.is_retryable else other)(self.sentence)
 
 
-class Told(Settings):
+class Told(BaseModel):
     """What the flow run `by` has told of a group: outcomes, or why there are none."""
+
+    model_config = _PLAIN
 
     by: str
     outcomes: tuple[Outcome, ...] = ()

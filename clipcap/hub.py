@@ -20,7 +20,7 @@ from typing import Final
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from clipcap import kept, storage
+from clipcap import alive, kept, storage
 from clipcap.errors import HubError, NotFoundError, SettingsError
 from clipcap.settings import digest
 
@@ -190,7 +190,8 @@ def _download(repository: str, choose: Choice) -> Path:
     try:
         wanted = choose(sorted(HfApi().list_repo_files(repository)))
         _LOG.info("fetching %s from the hub: %s", repository, ", ".join(wanted))
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        with alive.waiting():
+            return Path(snapshot_download(repository, allow_patterns=wanted))
     except GatedRepoError as error:
         raise SettingsError(
             f"The repository {repository} asks for consent. Give it on its page, then set HF_TOKEN."

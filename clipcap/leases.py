@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from clipcap import conditions, holders, layout, storage
+from clipcap import alive, conditions, holders, layout, storage
 from clipcap.errors import ClipcapError, LeaseError, StorageError
 from clipcap.holders import Found, Holder
 
@@ -167,6 +167,7 @@ class Lease:
             log.warning("The lease of %s was not given back, and runs out: %s", self._out, error)
 
     def _keep(self) -> None:
+        alive.beside()
         while not self._done.wait(self._times.beat_s):
             self._beat_if_possible()
 

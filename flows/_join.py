@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from functools import partial
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from prefect import Task
 from prefect.context import FlowRunContext
 
+from clipcap import alive
 from clipcap.errors import ClipcapError, PartitionsFailedError
 from clipcap.outcomes import Outcome
 from flows._ray import CLUSTER
@@ -55,7 +57,8 @@ def each(
     submit = partial(found.submit, task) if (found := CLUSTER.get()) else task.submit
     futures = [submit(partition, *args, **kwargs) for partition in partitions]
     for future in futures:
-        attempt: Any = future.result(raise_on_failure=False)
+        with alive.waiting() if CLUSTER.get() else nullcontext():
+            attempt: Any = future.result(raise_on_failure=False)
         if isinstance(attempt, BaseException) and not isinstance(attempt, Exception):
             raise attempt  # a signal: the run is being ended from outside
         yield attempt

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import IO, Final, Self
 
 from prefect.context import FlowRunContext
@@ -73,6 +74,7 @@ class Watchdog:
         self._closed = threading.Event()
         self._arming = threading.Lock()
         self._stderr: IO[str] | None = None
+        self._context = copy_context()  # whose flow run it is: Prefect takes no line without
 
     def __enter__(self) -> Self:
         if self._limit_s is not None:
@@ -116,7 +118,7 @@ class Watchdog:
             "what is committed stays, and the next run goes on. Where its threads stood is in the "
             f"log. If single steps do take that long here, set {VARIABLE} higher."
         )
-        speaker = threading.Thread(target=self._speak, args=(error,), daemon=True)
+        speaker = threading.Thread(target=self._context.run, args=(self._speak, error), daemon=True)
         deadline = time.monotonic() + LAST_WORDS_S
         speaker.start()
         faulthandler.dump_traceback(file=2, all_threads=True)
@@ -125,7 +127,7 @@ class Watchdog:
 
     def _speak(self, error: StalledError) -> None:
         log.error("%s\n%s", error, stacks())
-        sender = threading.Thread(target=APILogHandler.flush, daemon=True)
+        sender = threading.Thread(target=APILogHandler().flush, daemon=True)
         sender.start()
         self._last_words(error)
         sender.join(LAST_WORDS_S / 2)

@@ -21,6 +21,7 @@ from clipcap.outcomes import Outcome
 from flows import _join
 from flows._flow import flow
 from flows._logs import sent_to_prefect
+from flows._watchdog import Watchdog
 from flows.settings import NightlySettings
 from tasks._task import Partition, is_retryable
 from tasks.caption import caption_partition
@@ -40,6 +41,7 @@ def group(work: Group = Group(), settings: NightlySettings = NightlySettings()) 
     with ExitStack() as stack:
         if _join.in_flow_run():
             stack.enter_context(sent_to_prefect())
+        stack.enter_context(Watchdog(_no_words))
         groups.require_known(work)
         stack.enter_context(_Telling(work))
         groups.require_same_code(work)
@@ -61,6 +63,10 @@ def _done(work: Group, settings: NightlySettings) -> list[Outcome]:
         captioned = _join.call(caption_partition, partition, run, asked, encoder, speed)
     labelled = _join.call(label_partition, partition, run, settings.label, encoder)
     return [*embedded, *captioned, *labelled]
+
+
+def _no_words(_error: object) -> None:
+    """Tell nobody: a group that told nothing is given out again."""
 
 
 def _by() -> str:

@@ -1,6 +1,6 @@
 """A folder and a way to hang in, a run that hangs so out: it ends only if its watchdog ends it.
 
-CLIPCAP_WATCHDOG_MINUTES=0.01 python -m tests.hung sleep|native|steps|waits OUT
+CLIPCAP_WATCHDOG_MINUTES=0.05 python -m tests.hung sleep|native|steps|waits OUT
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ import ctypes
 import sys
 import threading
 import time
+from functools import partial
 
-from clipcap import alive
+from clipcap import alive, leases
 from flows import _watchdog
 from flows._ledger import Ledger
 
 LONG_S = 60
-SHORT_S = 2.0
+SHORT_S = 5.0
 
 
 def main(how: str, out: str) -> None:
     """Begin a run, and hang."""
     _watchdog.LAST_WORDS_S = 3.0  # type: ignore[misc]
+    leases.held = partial(leases.held, times=leases.Times(beat_s=0.1))  # no step of the run's
     with Ledger("embed", out, {}, logical_date=None) as ledger:
         ledger.confirm()
         with ledger.stage("embed"):

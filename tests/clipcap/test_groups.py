@@ -102,3 +102,15 @@ def test_other_code_than_planned_a_group_refuses_it(
 def test_a_group_that_nobody_planned_is_refused() -> None:
     with pytest.raises(SettingsError, match="not by hand"):
         groups.require_known(Group())
+
+
+def test_a_group_may_tell_of_an_address_that_carries_a_signature() -> None:
+    """One reject whose address had a token ended every shared night, and none in one process."""
+    example = "https://host.example/a.jpg?token=abc (not_found)"
+    outcome = Outcome(
+        "shard", Shard("2026-11-20", "a"), "written", 0, "u", "f", 0.0, 0.0, examples=(example,)
+    )
+    told = Told(by="x", outcomes=(outcome,), failure=Failure(
+        kind="ClipcapError", sentence="https://***@host.example/?sig=***", is_retryable=False
+    ))  # fmt: skip
+    assert Told.model_validate_json(told.model_dump_json()) == told

@@ -16,7 +16,7 @@ from flows import _watchdog
 from tests.architecture.tree import ROOT
 from tests.tables import glob
 
-LIMIT_S = 0.6
+LIMIT_S = 3.0
 ENDS_WITHIN_S = 60.0
 
 
@@ -40,7 +40,7 @@ def test_a_run_that_hangs_ends_with_its_row_and_says_where_it_stood(tmp_path: Pa
     assert "threading.Event().wait(LONG_S)" in ended.stderr
     (row,) = glob(str(tmp_path), "runs").to_pylist()
     assert row["state"] == "Failed"
-    assert row["error_message"].startswith("Nothing moved for 0.01 minutes")
+    assert row["error_message"].startswith("Nothing moved for 0.05 minutes")
 
 
 def test_native_code_that_holds_the_interpreter_is_ended_too(tmp_path: Path) -> None:
