@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipcap import plans
+from clipcap import alive, plans
 from clipcap.gate import require_few_rejects
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Outcome
@@ -15,7 +15,8 @@ from tasks._task import Partition, task
 @task(run_name="plan {source}", tags=("cpu",))
 def make_plan(source: str, run: Run, settings: ShardSettings) -> Plan:
     """List the source, compare it with the output and write down what is to do."""
-    return stage.plan(source, run=run, settings=settings)
+    with alive.waiting():  # comparing is one step, of hours where there are billions
+        return stage.plan(source, run=run, settings=settings)
 
 
 @task(run_name="shard {partition}", tags=("cpu",))
