@@ -7,7 +7,7 @@ listing stands for a thousand small reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from clipcap import ahead, commits, layout, manifest, snapshots, storage
 from clipcap.commits import Commit
@@ -46,9 +46,16 @@ class Footers:
         """
         yield from ahead.mapped(self._asked, infos, threads=storage.IN_FLIGHT)
 
-    def of(self, folder: str) -> dict[Shard, Commit]:
-        """Return what the footers of a table's folder (that of one model, for example) say."""
-        ours = (info for info in storage.listed(folder) if self._is_ours(info))
+    def of(self, folder: str, only: Collection[Shard] | None = None) -> dict[Shard, Commit]:
+        """Return what the footers of a table's folder (that of one model, for example) say.
+
+        `only`: of these shards; what others have left may be damaged, and goes.
+        """
+        ours = (
+            info
+            for info in storage.listed(folder)
+            if self._is_ours(info) and (only is None or layout.shard_of(info.url) in only)
+        )
         return {layout.shard_of(info.url): found for info, found in self.commits(ours) if found}
 
     def entries(self) -> list[Entry]:

@@ -122,7 +122,8 @@ class _Lookup:
 
     def _of(self, place: Callable[..., str], **of: str) -> dict[Shard, Commit]:
         """Return what the footers of one model's table say; `place` is where a shard's lies."""
-        return self._footers.of(layout.folder_of(place(self._out, Shard("", ""), **of)))
+        folder = layout.folder_of(place(self._out, Shard("", ""), **of))
+        return self._footers.of(folder, self._manifests)
 
     def look_up(self, shard: Shard) -> dict[StageName, list[Outcome]]:
         """Return the outcomes of the stages that have nothing to do for a shard."""

@@ -138,11 +138,13 @@ def sweep(footers: Footers, members: Mapping[Shard, tuple[str, int]], *, run: Ru
             for info in manifest.objects(out, name)
             if layout.is_of_shard(info.url.removeprefix(f"{out}/"))
         ]
-        for found, commit in footers.commits(ours):
-            shard = layout.shard_of(found.url)
-            if shard not in members:
+        for found in ours:
+            if (shard := layout.shard_of(found.url)) not in members:
                 changed += _dropped(found.url, shard, out)
-            elif commit is not None and commit.metadata.get("members") != members[shard][0]:
+        live = [found for found in ours if layout.shard_of(found.url) in members]
+        for found, commit in footers.commits(live):
+            shard = layout.shard_of(found.url)
+            if commit is not None and commit.metadata.get("members") != members[shard][0]:
                 changed += _prune(found.url, shard, members[shard][0], run=run)
     for found in storage.listed(layout.tars(out)):
         shard, is_ours = layout.shard_of(found.url), layout.is_of_shard(found.url[len(out) + 1 :])
@@ -202,7 +204,7 @@ def _require_whole(
     for stage, name in (("embed", "embeddings"), ("caption", "captions"), ("label", "labels")):
         urls = [outcome.url for outcome in night.outcomes if outcome.stage == stage]
         for folder in {layout.folder_of(url) for url in urls}:
-            found = footers.of(folder)
+            found = footers.of(folder, members)
             for shard, (wanted, _) in members.items():
                 one = found.get(shard)
                 if one is None or one.metadata.get("members") != wanted:
