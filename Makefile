@@ -10,14 +10,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 AZURITE := 3
 CEPH := ceph-common ceph-mon ceph-osd radosgw
+CLUSTERS := /etc/postgresql-common/createcluster.conf
+APT_INSTALL := apt-get install --yes --no-install-recommends
 # Two busy processes of two threads each are six times slower than two of one.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos check lint fix types arch docs-check s3-server azure-server audit licences bundled-model bench bench-flickr8k clean
+.PHONY: help setup demo test chaos check lint fix types arch docs-check s3-server azure-server postgres-server audit licences bundled-model bench bench-flickr8k clean
 
 help: ## Print every target
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv with the tested versions (PYTHON=python3.12 chooses another Python)
 
@@ -34,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Run the nightly flow on bundled pictures with the bundled model, into ./demo-out
 	$(BIN)/clipcap demo ./demo-out
 
-test: $(INSTALLED) s3-server azure-server ## Run all tests (WORKERS=2 processes)
+test: $(INSTALLED) s3-server azure-server postgres-server ## Run all tests (WORKERS=2 processes)
 	$(TEST) --numprocesses $(WORKERS) --dist loadgroup --durations 10
 
 chaos: $(INSTALLED) s3-server ## Kill, cut and starve nights by the ten thousand (KILLS=200 FAULTS=50 EXAMPLES=20000): hours
@@ -66,7 +68,7 @@ s3-server: ## Install Debian's Ceph, which the S3 tests start (S3=no leaves it o
 	elif [ "$(S3)" != no ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing $(CEPH): the S3 tests start a real server"; \
 	  export DEBIAN_FRONTEND=noninteractive; \
-	  { apt-get update && apt-get install --yes --no-install-recommends $(CEPH); } >/dev/null \
+	  { apt-get update && $(APT_INSTALL) $(CEPH); } >/dev/null \
 	    || echo "could not install $(CEPH): the S3 tests will be skipped"; \
 	else \
 	  echo "no radosgw here: the S3 tests will be skipped (on Debian: sudo apt-get install $(CEPH))"; \
@@ -80,6 +82,21 @@ azure-server: ## Install Azurite into build/azurite, which the Azure tests start
 	    || echo "could not install Azurite: the Azure tests will be skipped"; \
 	else \
 	  echo "no npm here: the Azure tests will be skipped"; \
+	fi
+
+# Debian's package would make a server of its own, started at boot: postgresql-common is told not to first,
+# unless it is there and somebody has decided.
+postgres-server: ## Install Debian's PostgreSQL, which the test of a production server starts (POSTGRES=no leaves it out)
+	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	elif [ "$(POSTGRES)" != no ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing postgresql: a test starts a server of its own"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get update && { [ -e $(CLUSTERS) ] || { $(APT_INSTALL) postgresql-common \
+	    && sed -i 's/^#create_main_cluster.*/create_main_cluster = false/' $(CLUSTERS); }; } \
+	    && $(APT_INSTALL) postgresql; } >/dev/null \
+	    || echo "could not install postgresql: the test of a production server will be skipped"; \
+	else \
+	  echo "no PostgreSQL here: the test of a production server will be skipped (on Debian: sudo apt-get install postgresql)"; \
 	fi
 
 audit: $(INSTALLED) ## Look up known weaknesses of the pinned versions (says so where it cannot)

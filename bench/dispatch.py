@@ -100,8 +100,7 @@ def start_cpu_s(out: Path, settings: NightlySettings) -> float:
 
 def deploy(server: PrefectServer) -> None:
     """Deploy what sharing a night needs."""
-    for pool in ("cpu-pool", "gpu-pool"):
-        server.run("work-pool", "create", pool, "--type", "process")
+    server.make_pools("cpu-pool", "gpu-pool")
     names = [part for name in DEPLOYMENTS for part in ("--name", name)]
     places = {"CLIPCAP_SOURCE": "s3://nowhere/in", "CLIPCAP_OUT": "s3://nowhere/out"}
     file = str(ROOT / "deployments" / "prefect.yaml")

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
 
 from bench import cpu
 from clipcap import manifest, storage
@@ -30,6 +31,7 @@ from clipcap.outcomes import Night, Outcome
 from clipcap.planning import PackSettings
 from clipcap.stages import caption, embed, label, publish, shard
 from clipcap.stages.shard import ShardSettings
+from flows.nightly import nightly
 from flows.settings import NightlySettings
 from tests.prefect_servers import prefect_server
 
@@ -49,15 +51,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         source = _drawn(Path(place) / "in", chosen.partitions * chosen.images)
         with prefect_server(Path(place) / "server") as server:
-            os.environ |= {"PREFECT_API_URL": server.url, "PREFECT_HOME": str(server.home)}
-            os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
-            from flows.nightly import nightly
-
+            quiet = {PREFECT_API_URL: server.url, PREFECT_LOGGING_LEVEL: "WARNING"}
             pairs = []
-            for n in range(chosen.repeats + 1):  # the first one loads the models
-                plain = _timed(lambda: _loop(source, f"{place}/plain-{n}", settings))  # noqa: B023
-                night = _timed(lambda: nightly(source, f"{place}/night-{n}", settings))  # noqa: B023
-                pairs.append((plain, night))
+            with temporary_settings(quiet):
+                for n in range(chosen.repeats + 1):  # the first one loads the models
+                    plain = _timed(lambda: _loop(source, f"{place}/plain-{n}", settings))  # noqa: B023
+                    night = _timed(lambda: nightly(source, f"{place}/night-{n}", settings))  # noqa: B023
+                    pairs.append((plain, night))
     _print(chosen, pairs[1:])
 
 

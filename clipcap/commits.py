@@ -122,6 +122,14 @@ def git_commit() -> str:
     folder = Path(clipcap.__file__).parent.parent / ".git"
     try:
         head = (folder / "HEAD").read_text().strip()
-        return (folder / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+        return _commit_of(folder, head[5:]) if head.startswith("ref: ") else head
     except OSError:
         return ""
+
+
+def _commit_of(folder: Path, branch: str) -> str:
+    """Return the commit of a branch: from its own file, or from the list that `git gc` makes."""
+    if (folder / branch).is_file():
+        return (folder / branch).read_text().strip()
+    pairs = (line.partition(" ") for line in (folder / "packed-refs").read_text().splitlines())
+    return next((commit for commit, _, name in pairs if name == branch), "")

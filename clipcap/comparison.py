@@ -54,6 +54,7 @@ HAVING bit_or(side) & 7 <> 0
    AND NOT (count(*) = 2 AND bit_or(side) = 3 AND bit_xor(version) = 0)"""
 # `merged`: how often (`Shard.generation`). What was merged counts before what it was merged from.
 _FEW_KNOWN: Final = """
+DROP TABLE sides;
 CREATE TABLE k AS
 SELECT *, coalesce(try_cast(split_part(shard, '-m', 2) AS INTEGER), 0) AS merged
 FROM known SEMI JOIN candidates USING (id)"""
@@ -68,10 +69,12 @@ FROM incoming"""
 _ELSEWHERE: Final = """
 SELECT source_uri, shard FROM l JOIN k USING (id) WHERE NOT ours ORDER BY ALL LIMIT 1"""
 # A listed sample is kept where a live row, or a reject not worth another try, has its version. What
-# is archived can only be kept. What was first seen after the listing was made cannot be in it.
+# is archived can only be kept. What was first seen after the listing was made cannot be in it, but
+# what is listed and must not come in is seen to be there, and goes.
 _JUDGE: Final = """
 DELETE FROM k WHERE NOT ours;
-DELETE FROM k WHERE first_seen_at > (SELECT as_of FROM asked) AND id NOT IN (SELECT id FROM l);
+DELETE FROM k WHERE first_seen_at > (SELECT as_of FROM asked)
+AND id NOT IN (SELECT id FROM l) AND id NOT IN (SELECT id FROM kept_out);
 CREATE TABLE keep AS
 SELECT l.n, k.id, k.is_live, k.dt, k.shard FROM l JOIN k USING (id, version)
 WHERE k.is_live OR NOT k.retryable
@@ -216,12 +219,12 @@ def compare(
     passes = 1 + (listing.rows + known.rows) * _BYTES_PER_ROW // place.memory_bytes
     for number in range(passes):
         place.rows(_CANDIDATES, passes, number)
-    place.rows("DROP TABLE sides")
     places = place.database.execute("SELECT n FROM candidates WHERE times > 0 ORDER BY n")
     n = np.asarray(places.fetchnumpy()["n"], dtype=np.int64)
     place.rows(_FEW_KNOWN)
     place.insert(_FEW_LISTED, listing.take(n))
     _require_one_source(place)
+    _note_kept_out(place, kept_out)
     place.rows(_JUDGE)
     repeated = place.number("SELECT sum(times - 1) FROM candidates WHERE times > 0")
     unread = place.number("SELECT count(*) FROM unread")
@@ -237,8 +240,15 @@ def compare(
             "%d of %d listed images are archived and cannot be read: they are left out until "
             "they are restored.", unread, listing.rows - repeated,
         )  # fmt: skip
-    _require_few_deletions(compared, known.live(asked.of), asked, kept_out)
+    _require_few_deletions(compared, known.live(asked.of), asked)
     return compared
+
+
+def _note_kept_out(place: Scratch, kept_out: Spool | None) -> None:
+    if kept_out and kept_out.rows:
+        place.insert(_KEPT_OUT, kept_out.read())
+    else:
+        place.rows("CREATE TABLE kept_out (id UUID)")
 
 
 def _require_one_source(place: Scratch) -> None:
@@ -249,15 +259,8 @@ def _require_one_source(place: Scratch) -> None:
         )
 
 
-def _require_few_deletions(
-    compared: Comparison, live: int, asked: Asked, kept_out: Spool | None
-) -> None:
-    place = compared.place
-    if kept_out and kept_out.rows:
-        place.insert(_KEPT_OUT, kept_out.read())
-    else:
-        place.rows("CREATE TABLE kept_out (id UUID)")
-    lost = place.number(_LOST)
+def _require_few_deletions(compared: Comparison, live: int, asked: Asked) -> None:
+    lost = compared.place.number(_LOST)
     if lost > FEW and lost > asked.max_delete_rate * live:
         raise SettingsError(
             f"{lost:,} of the {live:,} images that this output holds of {asked.of} are not in its "

@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Final
+
+import pyarrow.compute as pc
 
 from clipcap import storage
 from clipcap.errors import NotFoundError, SettingsError
+from clipcap.objects import rows_of
 from clipcap.sample import Bytes, Sample
 from clipcap.storage import ObjectInfo
 
@@ -45,8 +49,11 @@ class Place:
                 yield found
 
 
-def place(url: str, *, leave_out: str = "") -> Place:
+def place(url: str, *, leave_out: str = "", ending: str = "") -> Place:
     """Return what lies in a folder, or what a pattern (`*` crosses folders) or one URL stands for.
+
+    With an `ending` (`.zip`, in small letters) no other objects, nor those that the pattern leaves
+    out: of a bucket with millions of images, only its archives are held.
 
     Raises:
         StorageError: it is not there or may not be listed.
@@ -58,12 +65,24 @@ def place(url: str, *, leave_out: str = "") -> Place:
     folder = url[: url.rfind("/", 0, glob.start()) + 1] if glob else url
     root = storage.canonical(folder or ".")
     left_out = f"{storage.canonical(leave_out)}/" if leave_out else ""
-    objects = storage.list_objects(root)
+    pattern = url[len(folder) :] if glob else "*"
+    objects = _ending_so(root, pattern, ending) if ending else storage.list_objects(root)
     return Place(
         root,
-        url[len(folder) :] if glob else "*",
+        pattern,
         tuple(one for one in objects if not left_out or not one.url.startswith(left_out)),
     )
+
+
+def _ending_so(root: str, pattern: str, ending: str) -> list[ObjectInfo]:
+    """Return the objects of such names, sorted by URL."""
+    found = [
+        one
+        for batch in storage.list_batches(root)
+        for one in rows_of(batch.filter(pc.ends_with(batch["url"], ending, ignore_case=True)))
+        if fnmatchcase(storage.name_below(one.url, root), pattern)
+    ]
+    return sorted(found, key=attrgetter("url"))
 
 
 def archives(url: str, ending: str, *, leave_out: str = "") -> list[ObjectInfo]:
@@ -73,7 +92,7 @@ def archives(url: str, ending: str, *, leave_out: str = "") -> list[ObjectInfo]:
         StorageError: there are none, or they may not be listed.
         SettingsError: the address is that of another file.
     """
-    at = place(url, leave_out=leave_out)
+    at = place(url, leave_out=leave_out, ending=ending)
     found = [one for one in at.meant() if one.url.lower().endswith(ending)]
     if at.is_one and not found:
         raise SettingsError(f"The file must have a name that ends in `{ending}`, but it is {url}.")

@@ -78,7 +78,7 @@ def require(out: str) -> None:
     if find_spec("deltalake") is None:
         raise SettingsError(
             "publish.table_format `delta` needs the library deltalake, but it is not installed: "
-            "`pip install 'clipcap[delta]'`."
+            "`pip install deltalake`."
         )
     conditions.require(out, "Delta")
 

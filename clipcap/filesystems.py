@@ -116,14 +116,21 @@ def open_place(url: str, deadline_s: float) -> FsspecPlace:
 
 
 def _described(url: str, found: dict[str, Any]) -> ObjectInfo:
-    modified = found.get("LastModified") or found.get("last_modified") or found.get("created")
-    if isinstance(modified, int | float):
-        modified = datetime.fromtimestamp(modified, UTC)
-    if isinstance(modified, str):
-        modified = datetime.fromisoformat(modified)
-    modified_at = modified.astimezone(UTC) if isinstance(modified, datetime) else None
+    said = _time(found.get("LastModified") or found.get("last_modified") or found.get("created"))
     size = int(found.get("size") or 0)
     etag = str(found.get("ETag") or found.get("etag") or "").strip('"')
-    if not etag:
-        etag = f"{size}-{modified_at.timestamp() if modified_at else found.get('mtime', 0)}"
-    return ObjectInfo(url, size, etag, modified_at)
+    if not etag:  # its form must stay: another one looks like another version of every object
+        etag = f"{size}-{said.timestamp() if said else found.get('mtime', 0)}"
+    return ObjectInfo(url, size, etag, said or _time(found.get("mtime")))
+
+
+def _time(said: object) -> datetime | None:
+    """Return a moment that a filesystem tells; None where it cannot be read, or there is none."""
+    try:
+        if isinstance(said, int | float):
+            return datetime.fromtimestamp(said, UTC) if said else None
+        if isinstance(said, str):
+            said = datetime.fromisoformat(said)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return said.astimezone(UTC) if isinstance(said, datetime) else None

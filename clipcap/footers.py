@@ -11,14 +11,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from clipcap import ahead, commits, layout, manifest, snapshots, storage
 from clipcap.commits import Commit
-from clipcap.errors import SettingsError
+from clipcap.errors import DamagedError, SettingsError
 from clipcap.layout import PER_SHARD, Shard
 from clipcap.snapshots import Entry
 from clipcap.storage import ObjectInfo
 
 
 class Footers:
-    """What is known of the footers of an output; each object is asked once in each version."""
+    """What is known of the footers of an output; each object is asked once in each version.
+
+    But those that `commits` gave to a caller, where the store tells no time.
+    """
 
     def __init__(self, out: str) -> None:
         """Read the newest list; where there is none, every object will be asked.
@@ -30,21 +33,27 @@ class Footers:
             StorageError: it cannot be read.
         """
         self._out = out
-        self._known: dict[str, tuple[str, Commit]] = {}
+        self._listed: dict[str, tuple[str, Commit]] = {}
+        self._read: dict[str, tuple[str, Commit]] = {}
         try:
             told = snapshots.newest(out)
-        except (SettingsError, ValueError, LookupError, TypeError):  # half an output
+        except (SettingsError, DamagedError):  # half an output: nothing is known
             told = None
         for path, one in told.objects.items() if told else ():
             if found := _listed(f"{out}/{path}", one):
-                self._known[found.url] = (one["etag"], found)
+                self._listed[found.url] = (one["etag"], found)
 
     def commits(self, infos: Iterable[ObjectInfo]) -> Iterator[tuple[ObjectInfo, Commit | None]]:
         """Yield objects with what their footers say, in order; None of one that is gone by now.
 
-        Of one that was not read, `metadata` has no more than the list.
+        Of one that was not read, `metadata` has no more than the list. The caller may write what
+        it is given anew: where a store tells no time, the same size looks the same, so that one is
+        asked again later.
         """
-        yield from ahead.mapped(self._asked, infos, threads=storage.IN_FLIGHT)
+        for info, found in self._said(infos):
+            if info.modified_at is None:
+                self._read.pop(info.url, None)
+            yield info, found
 
     def of(self, folder: str, only: Collection[Shard] | None = None) -> dict[Shard, Commit]:
         """Return what the footers of a table's folder (that of one model, for example) say.
@@ -56,7 +65,7 @@ class Footers:
             for info in storage.listed(folder)
             if self._is_ours(info) and (only is None or layout.shard_of(info.url) in only)
         )
-        return {layout.shard_of(info.url): found for info, found in self.commits(ours) if found}
+        return {layout.shard_of(info.url): found for info, found in self._said(ours) if found}
 
     def entries(self) -> list[Entry]:
         """Return every object of every table, with etag, size and footer; then the tars.
@@ -66,7 +75,7 @@ class Footers:
         found: list[Entry] = []
         for name in PER_SHARD:
             ours = filter(self._is_ours, manifest.objects(self._out, name))
-            for info, commit in self.commits(ours):
+            for info, commit in self._said(ours):
                 if commit is not None:
                     found.append(snapshots.entry(info, commit, out=self._out))
         tars = storage.listed(layout.tars(self._out))
@@ -75,13 +84,18 @@ class Footers:
     def _is_ours(self, info: ObjectInfo) -> bool:
         return layout.is_of_shard(info.url.removeprefix(f"{self._out}/"))
 
+    def _said(self, infos: Iterable[ObjectInfo]) -> Iterator[tuple[ObjectInfo, Commit | None]]:
+        yield from ahead.mapped(self._asked, infos, threads=storage.IN_FLIGHT)
+
     def _asked(self, info: ObjectInfo) -> tuple[ObjectInfo, Commit | None]:
-        etag, known = self._known.get(info.url, ("", None))
-        if known is not None and etag == info.etag:
-            return info, known
+        known = self._read.get(info.url)
+        if known is None and info.modified_at is not None:
+            known = self._listed.get(info.url)  # without a time an etag may be no more than a size
+        if known is not None and known[0] == info.etag:
+            return info, known[1]
         found = commits.find(info.url)
         if found is not None:
-            self._known[info.url] = (info.etag, found)
+            self._read[info.url] = (info.etag, found)
         return info, found
 
 

@@ -9,22 +9,27 @@ goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipcap import keys, layout, storage
+from clipcap import ahead, keys, layout, storage
 from clipcap.errors import NotFoundError, SettingsError
-from clipcap.settings import Settings, digest
+from clipcap.settings import digest
+from clipcap.storage import ObjectInfo
 
 FORMAT: Final = 1
+KEPT_BYTES: Final = 16 * 2**20
+"""What a process keeps of the records that it has read: about 150,000 images, in 70 MB."""
 
 
-class Record(Settings):
+class Record(BaseModel):
     """What one call kept out: each image or prefix with the digests of its contents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: datetime
     """When, in UTC."""
@@ -71,6 +76,10 @@ class KeptOut:
             bool(self.image_ids) and keys.image_id(source_uri) in self.image_ids
         )
 
+    def is_meant(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row of a manifest must not be there, by its name or its content."""
+        return row["content_sha256"] in self.contents or self.holds(row["source_uri"])
+
 
 @dataclass(frozen=True, slots=True)
 class Journal:
@@ -79,6 +88,12 @@ class Journal:
     url: str
     images: tuple[Image, ...]
     record: Record
+    dates: frozenset[str] = frozenset()
+    """Those that the images lay in: what is derived of these goes, whoever takes the rows out."""
+
+
+_kept: Final[dict[tuple[str, str], Record]] = {}
+"""Of the output that was asked last: records by URL and etag, for they are never changed."""
 
 
 def load(out: str) -> KeptOut:
@@ -108,31 +123,51 @@ def records(out: str) -> dict[str, Record]:
     Raises:
         SettingsError: one cannot be read.
     """
-    found = {url: _record(url) for url in _urls(out)}
-    return {url: record for url, record in found.items() if record is not None}
+    infos = _listed(out)
+    found = list(ahead.mapped(_record, infos, threads=storage.IN_FLIGHT))
+    _keep(infos, found)
+    return {
+        info.url: record for info, record in zip(infos, found, strict=True) if record is not None
+    }
+
+
+def _keep(infos: Sequence[ObjectInfo], found: Sequence[Record | None]) -> None:
+    """Keep the records that there are now, as far as there is room; no others."""
+    room, now = KEPT_BYTES, {}
+    for info, record in zip(infos, found, strict=True):
+        if record is not None and info.size_bytes <= room:
+            room -= info.size_bytes
+            now[info.url, info.etag] = record
+    if now.keys() != _kept.keys():  # whoever looks in between reads them anew
+        _kept.clear()
+        _kept.update(now)
 
 
 def has_changed(out: str, kept_out: KeptOut) -> bool:
     """Tell whether there are other records now; one listing."""
-    return tuple(_urls(out)) != kept_out.records
+    return tuple(info.url for info in _listed(out)) != kept_out.records
 
 
-def _urls(out: str) -> list[str]:
+def _listed(out: str) -> list[ObjectInfo]:
     inside = f"{layout.unfinished(out)}/"
-    found = (info.url for info in storage.listed(layout.forgotten(out)))
-    return [url for url in found if url.endswith(".json") and not url.startswith(inside)]
+    found = storage.listed(layout.forgotten(out))
+    return [
+        info for info in found if info.url.endswith(".json") and not info.url.startswith(inside)
+    ]
 
 
-def _record(url: str) -> Record | None:
+def _record(info: ObjectInfo) -> Record | None:
+    if kept := _kept.get((info.url, info.etag)):
+        return kept
     try:
-        return Record.model_validate_json(storage.read(url))
+        return Record.model_validate_json(storage.read(info.url))
     except NotFoundError:  # let back in a moment ago
         return None
     except ValidationError as error:
         problem = error.errors(include_input=False)[0]
         raise SettingsError(
-            f"The record {url} of what must stay out cannot be read ({problem['msg']}). Put it "
-            "back as it was: without it, images that were taken out would come back."
+            f"The record {info.url} of what must stay out cannot be read ({problem['msg']}). "
+            "Put it back as it was: without it, images that were taken out would come back."
         ) from None
 
 
@@ -184,14 +219,14 @@ def let_in(out: str, names: Iterable[str]) -> list[str]:
     return sorted(gone)
 
 
-def begin(out: str, images: Iterable[Image], record: Record) -> Journal:
+def begin(out: str, images: Iterable[Image], record: Record, dates: Iterable[str]) -> Journal:
     """Write down what shall be taken out, with its names, before anything is changed."""
     listed = tuple(sorted(set(images)))
-    names = [list(astuple(one)) for one in listed]
-    url = f"{layout.unfinished(out)}/{digest([names, record.name])[:32]}.json"
-    held = {"images": names, "record": record.model_dump(mode="json")}
+    names, days = [list(astuple(one)) for one in listed], sorted(set(dates))
+    url = f"{layout.unfinished(out)}/{digest([names, record.name, days])[:32]}.json"
+    held = {"images": names, "record": record.model_dump(mode="json"), "dates": days}
     storage.write(url, json.dumps(held).encode())
-    return Journal(url, listed, record)
+    return Journal(url, listed, record, frozenset(days))
 
 
 def unfinished(out: str) -> list[Journal]:
@@ -207,7 +242,8 @@ def _journal(url: str) -> Journal:
     try:
         found = json.loads(storage.read(url))
         images = tuple(Image(*map(str, one)) for one in found["images"])
-        return Journal(url, images, Record.model_validate(found["record"]))
+        dates = frozenset(map(str, found.get("dates", ())))
+        return Journal(url, images, Record.model_validate(found["record"]), dates)
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"The journal {url} must say what is being taken out, but cannot be read "

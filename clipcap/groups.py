@@ -1,8 +1,8 @@
 """A group of shards in, what became of it out, as one small JSON object beside the plans.
 
 Whoever shares a night among several processes hears of them through these objects alone: nothing is
-pickled, and a process that was killed has left none. Each names the flow run that wrote it, so that
-what an earlier try has left is not taken for the answer of a later one.
+pickled, and a process that was killed has left none. Each has the name of the flow run that wrote
+it, so that what an earlier try has left is not taken for the answer of a later one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Group(Settings):
 
     @property
     def name(self) -> str:
-        """The name of its object: the same in every try."""
+        """Its name: the same in every try."""
         return f"{self.phase}-{digest(self.shards)[:16]}"
 
     @property
@@ -107,14 +107,15 @@ class Told(BaseModel):
 
 def of(shards: Sequence[Shard], phase: Phase, run: Run) -> Group:
     """Return a group of a run, signed with the code that runs here."""
+    version, git_commit = code()
     return Group(
         run_id=run.run_id,
         out=run.out,
         dt=run.dt,
         phase=phase,
         shards=tuple(map(str, shards)),
-        version=clipcap.__version__,
-        git_commit=commits.git_commit(),
+        version=version,
+        git_commit=git_commit,
     )
 
 
@@ -131,19 +132,22 @@ def require_known(group: Group) -> None:
         )
 
 
-def require_same_code(group: Group) -> None:
-    """Do nothing where the code that runs here has planned a group.
+def code() -> tuple[str, str]:
+    """Return the version and, where it is known, the git commit of the code that runs here."""
+    return clipcap.__version__, commits.git_commit()
+
+
+def require_same_code(planned: tuple[str, str], runs: tuple[str, str], *, where: str) -> None:
+    """Do nothing where what `runs` somewhere is the code that has `planned` a night.
 
     Raises:
-        SettingsError: other code has; says which, and what to do.
+        SettingsError: it is not; says which they are, and what to do.
     """
-    here = (clipcap.__version__, commits.git_commit())
-    there = (group.version, group.git_commit)
-    if here[0] == there[0] and (here[1] == there[1] or not (here[1] and there[1])):
+    if planned[0] == runs[0] and (planned[1] == runs[1] or not (planned[1] and runs[1])):
         return
     raise SettingsError(
-        f"The worker must run the code that planned the night, clipcap {_shown(*there)}, but runs "
-        f"{_shown(*here)} instead. Bring both machines to one version, restart the worker, deploy "
+        f"{where} must run the code that planned the night, clipcap {_shown(*planned)}, but runs "
+        f"{_shown(*runs)} instead. Bring both machines to one version, restart it, deploy "
         "again, and start the night again; what is done is not done twice."
     )
 
@@ -154,7 +158,7 @@ def _shown(version: str, git_commit: str) -> str:
 
 def write(group: Group, told: Told) -> None:
     """Write down what became of a group."""
-    storage.write(layout.group(group.run, group.name), told.model_dump_json().encode())
+    storage.write(_url(group, told.by), told.model_dump_json().encode())
 
 
 def read(group: Group, by: str) -> Told | None:
@@ -163,9 +167,9 @@ def read(group: Group, by: str) -> Told | None:
     Raises:
         StorageError: it cannot be read.
     """
-    url = layout.group(group.run, group.name)
+    url = _url(group, by)
     try:
-        told = Told.model_validate_json(storage.read(url))
+        return Told.model_validate_json(storage.read(url))
     except NotFoundError:
         return None
     except ValidationError as error:
@@ -173,4 +177,8 @@ def read(group: Group, by: str) -> Told | None:
             f"{url} must say what became of a group of shards, but does not: it was written by "
             "another version. Bring the workers to the version of the night, and run again."
         ) from error
-    return told if told.by == by else None
+
+
+def _url(group: Group, by: str) -> str:
+    """Return where a try tells: in an object of its own, or a late one would cover the next's."""
+    return layout.group(group.run, f"{group.name}-{by}" if by else group.name)

@@ -28,6 +28,7 @@ SWITCH: Final = "CLIPCAP_LEASE"
 _ROUNDS: Final = 20  # of others who came first and were done at once
 _AHEAD_S: Final = 5.0  # two good clocks differ by less
 _JOIN_S: Final = 10.0
+_HELD: Final[dict[str, Lease]] = {}  # by output, of this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,33 @@ def held(
     holders.OWN.add(me.token)
     try:
         lease = acquire(out, me, patient=patient, times=times)
+        if lease.number:
+            _HELD[out] = lease
         yield lease
     finally:
+        if lease is not None and _HELD.get(out) is lease:
+            del _HELD[out]
         if lease is not None:
             lease.release()
         else:
             _abandon(out, me)
         holders.OWN.discard(me.token)
+
+
+def require(out: str) -> None:
+    """Go on only if nobody took over the lease that this process has, if any, of an output.
+
+    Called before readers are told, and where work can stop without loss.
+
+    Args:
+        out: the canonical URL of the output.
+
+    Raises:
+        LeaseError: somebody did.
+    """
+    lease = _HELD.get(out)
+    if lease is not None:
+        lease.require()
 
 
 def release(out: str) -> Found | None:

@@ -27,6 +27,8 @@ Kind = Literal[
     "unfinished uploads and files",
 ]
 """What may be removed."""
+KEEP: Final = 7
+"""Lists of last runs that stay, unless told otherwise."""
 _TRAINING_DAYS: Final = 30  # whoever comes back to a training does so within a month
 _KEPT: Final = re.compile(
     r"README\.md|contract\.json|views\.sql|croissant\.json|_latest\.json|_SUCCESS"
@@ -154,7 +156,7 @@ _LISTING: Final = re.compile(r"_listings/[0-9a-f]{16}/[0-9a-f]{32}\.parquet")
 _RULES: Final = (
     _Rule("lists of old runs", _LIST, _of_old_run),
     _Rule("reports of old runs", re.compile(r"reports/[^/]+/index\.html"), _of_old_run),
-    _Rule("plans of killed runs", re.compile(r"_plans/[^/]+/[^/]+\.(parquet|json)"), _is_old),
+    _Rule("plans of killed runs", re.compile(r"_plans/.+\.(parquet|json)"), _is_old),
     _Rule("probes", re.compile(r"_probe(-[0-9a-f]+)?"), _is_old),
     _Rule("listings of other sources", _LISTING, _of_other_source),
     _Rule(

@@ -23,6 +23,8 @@ from clipcap.settings import digest
 
 VERSION: Final = 2
 """Raised by hand when the meaning of a manifest changes."""
+LOST: Final = "lost"
+"""`source_etag` of an image whose bytes are lost: no version is such, so the next run reads it."""
 KNOWN: Final = pa.schema(
     [
         ("source_uri", pa.string()),

@@ -15,68 +15,28 @@ from typing import Final
 
 import pyarrow as pa
 
-from clipcap import ahead, commits, layout, manifest, rows, shards, storage, tables
+from clipcap import (
+    ahead,
+    commits,
+    forgotten,
+    layout,
+    manifest,
+    rows,
+    scrubbing,
+    shards,
+    storage,
+    tables,
+)
 from clipcap.commits import Commit
 from clipcap.errors import ClipcapError, NotFoundError, SettingsError, StorageError
+from clipcap.forgotten import KeptOut
 from clipcap.layout import Run, Shard
 from clipcap.manifest import MergedFrom
+from clipcap.parts import Part
 from clipcap.settings import digest
 from clipcap.shards import Member
-from clipcap.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
-_CHAINED: Final = ("embeddings", "captions", "labels")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A shard that may be merged: its manifest, and its tables by their folder."""
-
-    shard: Shard
-    live: Commit
-    tables: Mapping[str, Commit]
-    tar_bytes: int
-
-    @property
-    def images(self) -> int:
-        """How many live images it has."""
-        return self.live.rows
-
-    @property
-    def members(self) -> str:
-        """The digest of its live images."""
-        return self.live.metadata["members"]
-
-    @property
-    def kind(self) -> str:
-        """What shards must have in common to be merged: source, tables, and how these were made."""
-        made = [[url, one.recipe, one.metadata.get("review", "")] for url, one in self._made()]
-        return digest([self.live.metadata["source"], made])
-
-    def _made(self) -> list[tuple[str, Commit]]:
-        return sorted(self.tables.items())
-
-
-def part(out: str, shard: Shard, objects: Mapping[str, ObjectInfo]) -> Part | None:
-    """Return a shard that may be merged, by the paths of its objects below the output.
-
-    None: its images lie in a tar of the source, or its tables are not of its live images, which
-    the next night mends.
-    """
-    live = commits.find(layout.manifest(out, shard))
-    if live is None or manifest.source_tar(live.metadata) or live.recipe != manifest.recipe():
-        return None
-    tar = objects.get(layout.tar("", shard).lstrip("/"))
-    if live.rows and tar is None:
-        return None
-    found: dict[str, Commit] = {}
-    for path in objects:
-        if path.startswith(_CHAINED):
-            one = commits.find(f"{out}/{path}")
-            if one is None or one.metadata.get("members") != live.metadata["members"]:
-                return None
-            found[layout.folder_of(path)] = one
-    return Part(shard, live, found, tar.size_bytes if tar else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +67,13 @@ class _Read:
 def merge(parts: Sequence[Part], *, run: Run, dt: str, least: int = 2) -> Merged | None:
     """Write one shard of `dt` that holds what is live of shards of one kind; take away nothing.
 
-    A shard with images that another one of them has too is left to the next night.
+    A shard with images that another one of them has too is left to the next night. What was
+    forgotten is not brought back: either the records are seen here, or the new shard by whoever
+    forgets, which writes a record first and then looks.
 
     Returns:
-        None where fewer than `least` shards are left, or one was changed meanwhile.
+        None where fewer than `least` shards are left, one was changed meanwhile, or holds what must
+        not come back.
 
     Raises:
         StorageError: a tar does not hold what its manifest says, or a store refused.
@@ -124,11 +87,16 @@ def merge(parts: Sequence[Part], *, run: Run, dt: str, least: int = 2) -> Merged
     if live.num_rows:
         storage.write(layout.tar(run.out, target), *pieces)
     size, pieces = sum(map(len, pieces)), []
-    made = _described(some, target, manifest.members(live), run=run)
+    try:
+        made = _described(some, target, manifest.members(live), run=run)
+    except ClipcapError:
+        _undo(target, (), run.out)
+        raise
     rejects = pa.concat_tables(one.rejects for one in some).to_pylist()
     rejected = [row | {"shard": target.name} for row in rejects]
     written = _beside(made, rejected, target, run)
-    if not all(_is_as_it_was(one.part, run.out) for one in some):
+    kept_out = forgotten.load(run.out)
+    if _has_forgotten(some, kept_out) or not all(_is_as_it_was(one.part, run.out) for one in some):
         _undo(target, written, run.out)
         return None
     origin = MergedFrom({one.part.shard: one.part.members for one in some})
@@ -136,9 +104,15 @@ def merge(parts: Sequence[Part], *, run: Run, dt: str, least: int = 2) -> Merged
     commit = manifest.publish(live, target, run=run, source=source, tar=origin)
     if not all(storage.info(one.url) for one in written):  # a run has swept before they counted
         written = _beside(made, rejected, target, run)
+    while forgotten.has_changed(run.out, kept_out):
+        kept_out = forgotten.load(run.out)
+        commit, written = _taken_out(commit, made, target, run)
+    if not commit.rows and storage.info(commit.url) is None:  # everything was forgotten
+        _undo(target, written, run.out)
+        return None
     sources = tuple(origin.members)
-    log.info("merged %d shards into %s: %d images", len(sources), target, live.num_rows)
-    return Merged(target, sources, (commit, *written), live.num_rows, size if live.num_rows else 0)
+    log.info("merged %d shards into %s: %d images", len(sources), target, commit.rows)
+    return Merged(target, sources, (commit, *written), commit.rows, size if live.num_rows else 0)
 
 
 def _read(one: Part, out: str) -> _Read:
@@ -263,6 +237,31 @@ def _beside(
     return tuple(written)
 
 
+def _has_forgotten(some: Sequence[_Read], kept_out: KeptOut) -> bool:
+    """Tell whether shards hold what must not be in the output: whoever forgets is not done."""
+    if not kept_out:
+        return False
+    columns = ["source_uri", "content_sha256"]
+    live = (row for one in some for row in one.live.select(columns).to_pylist())
+    uris = (uri for one in some for uri in one.rejects["source_uri"].to_pylist())
+    found = any(map(kept_out.is_meant, live)) or any(map(kept_out.holds, uris))
+    if found:
+        log.warning("not merged: images of them are kept out; `clipcap forget OUT --yes` first")
+    return found
+
+
+def _taken_out(
+    commit: Commit, made: Made, target: Shard, run: Run
+) -> tuple[Commit, tuple[Commit, ...]]:
+    """Take out of a new shard, and all its tables, what was forgotten while it was written."""
+    commit = scrubbing.kept(commit, target, run=run)
+    live = tables.read(commit.url) if commit.rows else tables.SCHEMAS["manifest"].empty_table()
+    members = commit.metadata["members"]
+    left = [(one, url, rows.live_rows(table, live), members) for one, url, table, _ in made]
+    rejects = manifest.read_rejects(run.out, target).to_pylist()
+    return commit, _beside(left, rejects, target, run)
+
+
 def _undo(target: Shard, written: Sequence[Commit], out: str) -> None:
     """Take away a shard that does not count yet."""
     for url in [*(one.url for one in written), layout.tar(out, target)]:
@@ -290,6 +289,7 @@ def settle(target: Shard, sources: Sequence[Shard], urls: Sequence[str], *, run:
     left = 0
     for shard in sources:
         manifest.retire(shard, run=run, live=live, rejects=rejects)
+        scrubbing.take_out(shard, run=run)  # what the merged shard has not, for it was forgotten
         if storage.info(layout.manifest(run.out, shard)) is not None:
             left += 1
             continue

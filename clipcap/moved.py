@@ -7,6 +7,7 @@ content holds all the same, so it costs no second pass.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 
 from clipcap import commits, layout, plans, rows, tables
 from clipcap.commits import Commit
-from clipcap.errors import NotFoundError
+from clipcap.errors import DamagedError, NotFoundError
 from clipcap.layout import Run, Shard
 
 _OWN = ("image_id", "key", "source_uri")  # what is of the image, and not of its content
@@ -43,12 +44,20 @@ def found(
     """
     moved = Moved()
     for donor in plans.donors(run, shard) if todo.num_rows else ():
-        there = commits.find(url(donor)) if donor != shard else None
-        if there is not None and there.recipe == recipe:
-            same = _renamed(tables.read(there.url), todo)
+        there, given = _given(url(donor)) if donor != shard else (None, None)
+        if there is not None and given is not None and there.recipe == recipe:
+            same = _renamed(given, todo)
             todo = rows.missing(todo, same)
             moved = Moved(rows.together(moved.rows, same), there)
     return moved
+
+
+def _given(url: str) -> tuple[Commit | None, pa.Table | None]:
+    """Return what another shard could give; nothing, where it is gone or damaged."""
+    with suppress(NotFoundError, DamagedError):
+        found = commits.find(url)
+        return found, tables.read(url) if found else None
+    return None, None
 
 
 def with_source(todo: pa.Table, shard: Shard, *, out: str) -> pa.Table:

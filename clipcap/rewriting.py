@@ -12,12 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from clipcap import ahead, commits, layout, manifest, merging, records, snapshots, storage
+from clipcap import (
+    ahead,
+    commits,
+    layout,
+    leases,
+    manifest,
+    merging,
+    records,
+    snapshots,
+    storage,
+)
 from clipcap.errors import ClipcapError
 from clipcap.holdings import Holdings
 from clipcap.layout import Run, Shard
-from clipcap.merging import Merged, Part
+from clipcap.merging import Merged
 from clipcap.outcomes import Night, Outcome
+from clipcap.parts import Part, part_of
 from clipcap.snapshots import Entry
 
 log = logging.getLogger(__name__)
@@ -41,7 +52,7 @@ def parts(held: Holdings, wanted: Callable[[Shard], bool]) -> Iterator[Part]:
     """Yield the shards that may be merged among those wanted; none that readers do not know."""
 
     def looked_up(shard: Shard) -> Part | None:
-        return merging.part(held.out, shard, held.by_shard[shard])
+        return part_of(held.out, shard, held.by_shard[shard])
 
     some = (shard for shard in held.live if wanted(shard) and held.is_told(shard))
     for found in ahead.mapped(looked_up, some, threads=storage.IN_FLIGHT):
@@ -54,7 +65,9 @@ def require_rest(out: str) -> None:
 
     Raises:
         ClipcapError: there are plans of one, or images are being taken out for good.
+        LeaseError: one has taken over the lease of this process.
     """
+    leases.require(out)
     if storage.listed(layout.unfinished(out)):
         raise ClipcapError(
             f"`clipcap forget` is under way over {out}, or was killed. Nothing was changed. Wait "
@@ -96,11 +109,11 @@ def finish(held: Holdings, *, run: Run) -> list[Merged]:
 
 def _is_whole(target: Shard, origin: manifest.MergedFrom, held: Holdings) -> bool:
     """Tell whether a shard can still stand for all of those that it was merged from."""
-    one = merging.part(held.out, target, held.by_shard[target])
+    one = part_of(held.out, target, held.by_shard[target])
     if one is None:
         return False
     for shard, members in origin.members.items():
-        old = merging.part(held.out, shard, held.by_shard.get(shard, {}))
+        old = part_of(held.out, shard, held.by_shard.get(shard, {}))
         if old is None or old.members != members or not set(old.tables) <= set(one.tables):
             return False
     return True

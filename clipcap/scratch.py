@@ -129,6 +129,7 @@ class Scratch:
             "temp_directory": str(self.folder / "spill"),
             "threads": min(_THREADS, os.cpu_count() or 1),
             "preserve_insertion_order": False,
+            "fsync_mode": "NONE",  # nobody looks at it again after a crash
         }
         database = duckdb.connect(str(self.folder / "scratch.duckdb"), config=config)
         database.execute("SET TimeZone = 'UTC'")
@@ -193,10 +194,14 @@ def opened(settings: ScratchSettings) -> Iterator[Scratch]:
 
 def _remove_left_over(parent: Path) -> None:
     """Remove the folders of runs that were killed long ago."""
-    for left in parent.glob(f"{_PREFIX}*"):
-        try:
-            is_old = time.time() - left.stat().st_mtime > _LEFT_OVER_S
-        except OSError:
-            continue
-        if is_old:
-            shutil.rmtree(left, ignore_errors=True)
+    with os.scandir(parent) as found:
+        for one in found:
+            if one.name.startswith(_PREFIX) and _is_old(one):
+                shutil.rmtree(one.path, ignore_errors=True)
+
+
+def _is_old(found: os.DirEntry[str]) -> bool:
+    try:
+        return time.time() - found.stat().st_mtime > _LEFT_OVER_S
+    except OSError:  # another run has just removed it
+        return False

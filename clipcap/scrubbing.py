@@ -11,13 +11,16 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from clipcap import ahead, forgotten, layout, manifest, shards, storage, tables, traces
+from clipcap import ahead, commits, forgotten, layout, manifest, shards, storage, tables, traces
+from clipcap.commits import Commit
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.forgotten import Image
 from clipcap.layout import Run, Shard
@@ -168,7 +171,19 @@ def scrub(path: str, url: str, *, needles: Needles, live: frozenset[str] | None 
         lists = json.loads(storage.read(url))
         storage.write(url, json.dumps(_without(lists, needles)).encode())
         return "rewritten"
+    if path.startswith("_manifests/") and path.endswith(".json"):
+        return _list(url, needles)
     return "left"
+
+
+def _list(url: str, needles: Needles) -> Done:
+    """Bring a list of objects to say nothing of shards that lay in tars of the source."""
+    told = json.loads(storage.read(url))
+    if not (isinstance(told, dict) and isinstance(told.get("objects"), list)):
+        return "left"
+    told["objects"] = [one for one in told["objects"] if not traces.in_value(one, needles)]
+    storage.write(url, (json.dumps(told, indent=1) + "\n").encode())
+    return "rewritten"
 
 
 def _tar(url: str, needles: Needles, live: frozenset[str] | None = None) -> Done:
@@ -206,6 +221,12 @@ def _without(value: Any, needles: Needles) -> Any:  # noqa: ANN401 - any JSON va
     return needles.without(value) if isinstance(value, str) else value
 
 
+def kept(commit: Commit, shard: Shard, *, run: Run) -> Commit:
+    """Take out of one shard what must not be in the output; return what its manifest is then."""
+    take_out(shard, run=run)
+    return commits.find(commit.url) or replace(commit, rows=0)
+
+
 def take_out(shard: Shard, *, run: Run) -> int:
     """Take out of one shard what must not be in the output; return how many images and rejects.
 
@@ -214,19 +235,25 @@ def take_out(shard: Shard, *, run: Run) -> int:
     manifest is there. So one of the two sees such an image.
     """
     kept_out = forgotten.load(run.out)
-    live = tables.read(layout.manifest(run.out, shard), _LIVE).to_pylist()
+    if not kept_out:
+        return 0
+    try:
+        live = tables.read(layout.manifest(run.out, shard), _LIVE).to_pylist()
+    except NotFoundError:
+        live = []
+    contents = {row["content_sha256"] for row in live if kept_out.is_meant(row)}
     gone = [
-        Image(*(row[name] for name in _LIVE))
+        Image(*(row[name] for name in _LIVE))  # with what has the same bytes, which go
         for row in live
-        if kept_out.holds(row["source_uri"]) or row["content_sha256"] in kept_out.contents
+        if row["content_sha256"] in contents
     ]
     rejects = manifest.read_rejects(run.out, shard)
     uris = zip(rejects["image_id"].to_pylist(), rejects["source_uri"].to_pylist(), strict=True)
     refused = {image_id for image_id, uri in uris if kept_out.holds(uri)}
     if gone or refused:
         _LOG.warning("%d images of shard %s were forgotten meanwhile", len(gone), shard)
+        if gone:  # bytes first: rows that are gone name nothing
+            with suppress(NotFoundError):  # left in the source, or gone meanwhile
+                _tar(layout.tar(run.out, shard), Needles(gone))
         manifest.retire(shard, run=run, live={one.image_id for one in gone}, rejects=refused)
-    url = layout.tar(run.out, shard)
-    if gone and storage.info(url) is not None:
-        _tar(url, Needles(gone))
     return len(gone) + len(refused)

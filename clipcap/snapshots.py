@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from clipcap import layout, storage
+from clipcap import layout, leases, storage
 from clipcap.commits import Commit
-from clipcap.errors import NotFoundError, SettingsError
+from clipcap.errors import DamagedError, NotFoundError, SettingsError
 from clipcap.layout import Run
 from clipcap.storage import ObjectInfo
 
@@ -36,12 +37,14 @@ def newest(out: str) -> Snapshot | None:
 
     Raises:
         SettingsError: `_latest.json` names a list that is not there.
+        DamagedError: one of both cannot be read.
     """
     try:
-        latest = json.loads(storage.read(layout.latest(out)))
+        with _whole(layout.latest(out)):
+            latest = json.loads(storage.read(layout.latest(out)))
+            run_id = str(latest["run_id"])
     except NotFoundError:
         return None
-    run_id = str(latest["run_id"])
     try:
         objects = listed(out, run_id)
     except NotFoundError as error:
@@ -54,9 +57,29 @@ def newest(out: str) -> Snapshot | None:
 
 
 def listed(out: str, run_id: str) -> dict[str, Entry]:
-    """Return the objects that a run told readers of, by their path below the output."""
-    found = json.loads(storage.read(layout.run_manifest(out, run_id)))
-    return {str(one["url"]): one for one in found["objects"]}
+    """Return the objects that a run told readers of, by their path below the output.
+
+    Raises:
+        NotFoundError: there is no such list.
+        DamagedError: it cannot be read.
+    """
+    url = layout.run_manifest(out, run_id)
+    with _whole(url):
+        found = json.loads(storage.read(url))
+        return {str(one["url"]): one for one in found["objects"]}
+
+
+@contextmanager
+def _whole(url: str) -> Iterator[None]:
+    """Say of an object what to do where what is inside cannot make sense of it."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedError(
+            f"{url} must be a whole list of objects, or name one, but cannot be read: {error!r}. "
+            "In an output, `clipcap verify OUT --repair` mends that of the newest run; an older "
+            "one may be removed."
+        ) from error
 
 
 def entry(found: ObjectInfo, commit: Commit | None = None, *, out: str) -> Entry:
@@ -74,7 +97,12 @@ def entry(found: ObjectInfo, commit: Commit | None = None, *, out: str) -> Entry
 
 
 def publish(run: Run, objects: Iterable[Entry]) -> str:
-    """Tell readers of a list of objects; return its URL."""
+    """Tell readers of a list of objects; return its URL.
+
+    Raises:
+        LeaseError: another run works on the output by now; then it tells them.
+    """
+    leases.require(run.out)
     listing = layout.run_manifest(run.out, run.run_id)
     _write(listing, {"run_id": run.run_id, "objects": list(objects)})
     path = listing.removeprefix(f"{run.out}/")

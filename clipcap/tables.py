@@ -190,15 +190,28 @@ def read(url: str, columns: list[str] | None = None) -> pa.Table:
         DamagedError: it is not a whole Parquet file.
         SettingsError: a newer version of this project wrote it.
     """
+    return whole(url, columns)[0]
+
+
+def whole(url: str, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, str]]:
+    """Return what `read` does, and the key-value metadata of the footer; of one request both.
+
+    `metadata` of the table is the other copy of these: Parquet holds them twice.
+    """
     data = storage.read(url)
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = file.read(columns, use_threads=len(data) > _WORTH_THREADS)
-        signed = metadata(table)
+        table, found = _parsed(data, tuple(columns) if columns is not None else None)
+        signed, footer = metadata(table), _as_text(found)
     except BROKEN as error:
         raise damaged(url, str(error).partition("\n")[0][:200]) from error
     require_known(url, signed)
-    return table
+    return table, footer
+
+
+def _parsed(data: bytes, columns: tuple[str, ...] | None) -> tuple[pa.Table, dict[bytes, bytes]]:
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    table = file.read(columns, use_threads=len(data) > _WORTH_THREADS)
+    return table, file.metadata.metadata or {}
 
 
 def damaged(url: str, why: str) -> DamagedError:
@@ -221,7 +234,7 @@ def require_known(url: str, footer: Mapping[str, str]) -> None:
         raise SettingsError(
             f"{url} must be of contract {CONTRACT} or an older one, which is what this clipcap "
             f"knows, but {by} wrote it under contract {found}. Nothing was changed. Upgrade "
-            "clipcap here and on every worker: `pip install --upgrade clipcap`."
+            "clipcap here and on every worker."
         )
 
 
@@ -249,12 +262,17 @@ def footer(url: str) -> tuple[dict[str, str], int]:
     if length > len(tail):
         tail = storage.read_range(url, -length, None)
     try:
-        found = pq.read_metadata(pa.BufferReader(tail[-length:]))
-        signed = _as_text(found.metadata)
+        found, rows = _parsed_footer(tail[-length:])
+        signed = _as_text(found)
     except BROKEN as error:
         raise damaged(url, str(error).partition("\n")[0][:200]) from error
     require_known(url, signed)
-    return signed, int(found.num_rows)
+    return signed, rows
+
+
+def _parsed_footer(data: bytes) -> tuple[dict[bytes, bytes], int]:
+    found = pq.read_metadata(pa.BufferReader(data))
+    return found.metadata or {}, int(found.num_rows)
 
 
 def vectors(table: pa.Table) -> NDArray[np.float32]:

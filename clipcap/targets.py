@@ -11,7 +11,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipcap import ahead, keys, manifest, storage, tables
+from clipcap import ahead, credentials, keys, manifest, storage, tables
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.forgotten import Image, Record
 from clipcap.layout import Shard, shard_of
@@ -71,7 +71,7 @@ def wanted(targets: Sequence[str]) -> Wanted:
         elif keys.is_key(text):
             names.add(text)
         elif text:
-            uris |= {storage.canonical(text), *([text] if "://" in text else [])}
+            uris |= _uris(text)
         else:
             raise SettingsError("What is to be forgotten must be named, but is empty.")
     image_ids |= set(map(keys.image_id, uris))
@@ -79,7 +79,19 @@ def wanted(targets: Sequence[str]) -> Wanted:
     return Wanted(frozenset(image_ids), frozenset(names), prefix, uris=frozenset(uris))
 
 
+def _uris(text: str) -> set[str]:
+    """Return the URIs that a word may be: as it is too, since that is how a listing tells a key."""
+    try:
+        return {storage.canonical(text), *([text] if "://" in text else [])}
+    except SettingsError:
+        if credentials.has_login(text) or not credentials.carries(text):
+            raise
+        return {text}  # only its hash is written down
+
+
 def _prefix(text: str) -> str:
+    if credentials.has_login(text):  # it stands in the record as it is
+        raise SettingsError(credentials.REFUSAL)
     bare = text.removesuffix("*")
     if "://" not in bare and bare:
         bare = storage.canonical(bare) + "/" * bare.endswith("/")

@@ -20,8 +20,9 @@ def canonical(url: str) -> str:
     Raises:
         SettingsError: the URL carries a user name, a password or a signature.
     """
-    protocol, found, rest = url.partition("://")
-    if found and protocol != "file" and credentials.is_signed(rest):
+    protocol, found, _ = url.partition("://")
+    is_signed = credentials.carries if protocol in WEB else credentials.is_signed
+    if found and protocol != "file" and is_signed(url):
         raise SettingsError(credentials.REFUSAL)
     url = exact(url)
     return url if url.startswith(WEB) else url.rstrip("/")  # there it is another page
@@ -34,14 +35,14 @@ def exact(url: str) -> str:
         SettingsError: the URL carries a user name or a password.
     """
     protocol, found, rest = url.partition("://")
+    if credentials.has_login(url) or (protocol in WEB and credentials.is_signed(rest)):
+        raise SettingsError(credentials.REFUSAL)
     if not found:
         return of_path(os.path.abspath(os.path.expanduser(url)))
     if protocol == "file":
         return exact(os.fsdecode(unquote_to_bytes(rest)))
     if protocol in _AZURE:
         return exact(_of_azure(rest))
-    if credentials.has_login(url) or (protocol in WEB and credentials.is_signed(rest)):
-        raise SettingsError(credentials.REFUSAL)
     return f"memory://{rest.lstrip('/')}" if protocol == "memory" else url
 
 
@@ -49,12 +50,10 @@ def _of_azure(rest: str) -> str:
     """Return the address of a container in its short form, whose account the environment names."""
     name, _, key = rest.partition("/")
     container, is_long, _ = name.partition("@")
-    if ":" in container:
-        raise SettingsError(credentials.REFUSAL)
     if is_long:
         raise SettingsError(
-            f"An address of Azure must not name the account: say az://{container}/{key} and set "
-            "AZURE_STORAGE_ACCOUNT_NAME."
+            "An address of Azure must not name the account: say "
+            f"{credentials.without(f'az://{container}/{key}')} and set AZURE_STORAGE_ACCOUNT_NAME."
         )
     return f"az://{rest}"
 

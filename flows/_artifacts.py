@@ -83,13 +83,14 @@ class Artifacts:
         with suppress(httpx.HTTPError):  # the run's own error says more than the server's
             create_markdown_artifact(told, key=f"{night.flow}-summary")
         if event := EVENTS.get(type(error)):
+            said = storage.without_credentials(str(error))
             emit_event(
                 event,
                 resource={
                     "prefect.resource.id": f"prefect.flow-run.{night.flow_run_id}",
                     "prefect.resource.name": night.flow_run_name,
                 },
-                payload={"out": night.run.out, "run": night.run.run_id, "message": str(error)},
+                payload={"out": night.run.out, "run": night.run.run_id, "message": said},
             )
 
 

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from contextvars import copy_context
 from functools import partial
 from types import TracebackType
@@ -19,7 +18,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from prefect import Task
 from prefect.context import FlowRunContext
 
-from clipcap import alive
 from clipcap.errors import ClipcapError, PartitionsFailedError
 from clipcap.outcomes import Outcome
 from flows._ray import CLUSTER
@@ -54,11 +52,11 @@ def each(
         for partition in partitions:
             yield _attempt(partial(task.fn, partition, *args, **kwargs))
         return
-    submit = partial(found.submit, task) if (found := CLUSTER.get()) else task.submit
+    cluster = CLUSTER.get()
+    submit = partial(cluster.submit, task) if cluster else task.submit
     futures = [submit(partition, *args, **kwargs) for partition in partitions]
     for future in futures:
-        with alive.waiting() if CLUSTER.get() else nullcontext():
-            attempt: Any = future.result(raise_on_failure=False)
+        attempt: Any = cluster.result(future) if cluster else future.result(raise_on_failure=False)
         if isinstance(attempt, BaseException) and not isinstance(attempt, Exception):
             raise attempt  # a signal: the run is being ended from outside
         yield attempt

@@ -56,7 +56,8 @@ def telemetry(night: Night) -> list[Listener]:
         else:
             log.warning(
                 "OpenTelemetry is asked for by the environment, but its exporter is not here: "
-                "`pip install 'clipcap[telemetry]'`. Nothing is sent."
+                "`pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http`. "
+                "Nothing is sent."
             )
     return found
 

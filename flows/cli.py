@@ -6,6 +6,7 @@ Nothing is imported before a command needs it: `clipcap --help` waits for no lib
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -77,6 +78,8 @@ COMMANDS: Final = {
 """Command to the file of `flows/commands` that has it, and its help in one line."""
 INTERRUPTED: Final = 130
 _LIBRARY: Final = logging.getLogger("clipcap")
+_STRANGERS: Final = "images"
+"""The argument that names images by addresses which strangers gave them: `clipcap forget`."""
 _TOLD: Final = ("clipcap.embedder", "clipcap.trainer")
 """Say where a model runs and how fast it is or learns; else below a warning is for --debug."""
 
@@ -108,19 +111,20 @@ class Commands(click.Group):
 
 
 def _look_first(command: click.Command) -> None:
-    """Have a command refuse an output that a newer version has written, before any work."""
+    """Have a command refuse, before any work, secrets and an output of a newer version."""
     for parameter in command.params:
-        if isinstance(parameter, click.Argument) and parameter.name == "out":
-            parameter.callback = _require_known
+        if parameter.callback is None and parameter.name != _STRANGERS:
+            parameter.callback = _require_plain
 
 
-def _require_known(_context: click.Context, _parameter: click.Parameter, out: str | None) -> object:
-    from clipcap import contracts, storage
+def _require_plain(_context: click.Context, parameter: click.Parameter, given: Any) -> object:  # noqa: ANN401 - of any type
+    from clipcap import contracts, credentials, storage
 
-    if out:
+    credentials.refuse(given)
+    if given and isinstance(parameter, click.Argument) and parameter.name == "out":
         with suppress(NotFoundError, AccessDeniedError):  # the command itself says more of these
-            contracts.require_known(storage.canonical(out))
-    return out
+            contracts.require_known(storage.canonical(given))
+    return given
 
 
 def _debug_option() -> click.Option:
@@ -148,7 +152,7 @@ class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         told = record.levelno >= logging.WARNING or record.name in _TOLD
         if told or _is_debugging():
-            click.echo(self.format(record), err=True)
+            click.echo(_plain(self.format(record)), err=True)
 
 
 @click.command(cls=Commands, params=[_debug_option()])
@@ -171,6 +175,13 @@ def main() -> None:
     sys.exit(_run())
 
 
+def _plain(text: str) -> str:
+    """Return a text without the secrets of the addresses in it."""
+    from clipcap import credentials
+
+    return credentials.without(text)
+
+
 def _end(number: int, _frame: FrameType | None) -> None:
     """End as any error does, so that what is held is given back."""
     sys.exit(128 + number)
@@ -182,7 +193,9 @@ def _run() -> int:
     except ClipcapError as error:
         return report(error)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        click.echo(_plain(told.getvalue()), nl=False, err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped. What is committed stays; the same command goes on.", err=True)
@@ -196,9 +209,9 @@ def _run() -> int:
 def report(error: ClipcapError) -> int:
     """Say what happened in one block, the traceback only where asked for; return the exit code."""
     if _is_debugging():
-        traceback.print_exception(error)
+        click.echo(_plain("".join(traceback.format_exception(error))), nl=False, err=True)
     click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(str(error), err=True)
+    click.echo(_plain(str(error)), err=True)
     cause = error.__cause__  # of failed partitions: the first one's error
     known = type(error).exit_code == 1 and isinstance(cause, ClipcapError)
     return cause.exit_code if known and isinstance(cause, ClipcapError) else error.exit_code
@@ -208,11 +221,12 @@ def _unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     if _is_debugging():
-        traceback.print_exception(kind, error, trace)
+        told = traceback.format_exception(kind, error, trace)
+        click.echo(_plain("".join(told)), nl=False, err=True)
     click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
     click.echo(
-        f"{kind.__name__}: {error}\nThis was not foreseen; --debug shows where it comes from. "
-        "What is committed stays.",
+        f"{kind.__name__}: {_plain(str(error))}\nThis was not foreseen; --debug shows where it "
+        "comes from. What is committed stays.",
         err=True,
     )
 

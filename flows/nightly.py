@@ -67,7 +67,7 @@ def _settled(settings: NightlySettings, out: str) -> NightlySettings:
 
 def _require_ready(ledger: Ledger, source: str, out: str, settings: NightlySettings) -> None:
     """Refuse, before any work, what cannot be done."""
-    is_here = settings.dispatch is None  # else the devices are those of the workers
+    is_here = _is_here(settings)
     devices = (settings.speed.device, settings.caption_speed.device) if is_here else ()
     label_sets = settings.label.label_sets
     ledger.call(check_models, settings.embed, settings.caption, label_sets, devices)
@@ -91,9 +91,14 @@ def _look_at_canaries(ledger: Ledger, settings: NightlySettings) -> None:
         require_kept(ledger.drift)
 
 
+def _is_here(settings: NightlySettings) -> bool:
+    """Tell whether models run in this process; else the devices are those of other machines."""
+    return settings.dispatch is None and settings.ray is None
+
+
 def _judges(settings: NightlySettings) -> Judges:
     """Return who looks at the canaries: this process, which may lack the workers' devices."""
-    if settings.dispatch is None:
+    if _is_here(settings):
         return Judges(settings.embed, settings.speed, settings.label)
     found = {"device": "auto"}
     speed = settings.speed.model_copy(update=found)

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, WorkPoolStatus
+from prefect.client.schemas.objects import FlowRun, State, WorkPoolStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -173,7 +173,8 @@ def _ended(child: FlowRun, order: Order, client: SyncPrefectClient) -> FlowRun:
         if child.state is not None and child.state.is_running():
             watch.moved()
         elif time.monotonic() - watch.moved_at > order.worker_wait_s:
-            client.set_flow_run_state(child.id, Cancelled(message="No worker took it."))
+            cancelled: State[Any] = Cancelled(message="No worker took it.")
+            _patiently(lambda: client.set_flow_run_state(child.id, cancelled), order.poll_s)  # noqa: B023
             raise ServerError(
                 f"No worker has taken a group for {order.worker_wait_s:.0f} s, and none is under "
                 f"way. Start one for the pool {child.work_pool_name}: prefect worker start --pool "
@@ -223,11 +224,9 @@ def _told(group: Group, child: FlowRun) -> tuple[Outcome, ...]:
             raise told.failure.error
         return told.outcomes
     state = child.state
-    if state is not None and (state.is_cancelled() or state.is_failed()):
-        how = "was cancelled" if state.is_cancelled() else f"failed: {state.message}"
-        raise ClipcapError(f"The run {child.name!r} ({child.id}) {how}")
     how = "has ended" if state is None else f"is {state.name}: {state.message}"
-    raise WorkerLostError(
+    is_told = state is not None and (state.is_failed() or state.is_cancelled())
+    raise (ClipcapError if is_told else WorkerLostError)(
         f"The run {child.name!r} ({child.id}) {how}, and has told nothing of its group. What it "
         "committed is kept."
     )

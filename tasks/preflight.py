@@ -39,6 +39,7 @@ def check_output(out: str) -> None:
 def _require_output(out: str) -> None:
     ours.require_ours(out)
     contracts.require_current(storage.canonical(out))
+    ours.require_kept(out)
 
 
 @task(run_name="check {out} for Delta", tags=("cpu",))

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import flows.nightly
-from clipcap import storage
+from clipcap import inspection, storage
+from clipcap.feed import PIXELS
 from flows.settings import NightlySettings
-from tests.forks import forked
+from tests.forks import forked, import_here, workers_are_forked
 from tests.tables import differences
 
 CHANGES = ("write", "delete")
@@ -31,6 +32,8 @@ CHANGES = ("write", "delete")
 
 def main(source: str, out: str, settings: NightlySettings, points: int) -> dict[str, Any]:
     """Kill a night at `points` places, run it again, compare with one that was not killed."""
+    workers_are_forked(inspection.__name__, PIXELS)
+    _warm(_night(source, f"{out}/warm", settings))  # else it may last so long that a lease beats
     whole = f"{out}/whole"
     changes = _count(_night(source, whole, settings))
     found: list[str] = []
@@ -64,6 +67,17 @@ def _told(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
         if forked(lambda: Path(told.name).write_text(json.dumps(work()))):
             sys.exit("a night, or a look at its tables, failed that nobody killed")
         return json.loads(Path(told.name).read_text())
+
+
+def _warm(night: Callable[[], object]) -> None:
+    """Import in this process what a night imports as it goes: others need not, each again."""
+
+    def imported() -> list[str]:
+        before = set(sys.modules)
+        night()
+        return sorted(set(sys.modules) - before)
+
+    import_here(_told(imported))
 
 
 def _count(night: Callable[[], object]) -> int:

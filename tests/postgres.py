@@ -20,7 +20,7 @@ START_LIMIT_S: Final = 120.0
 def missing() -> str | None:
     """Say what keeps a server from starting here; None where nothing does."""
     if _folder() is None:
-        return "initdb and pg_ctl are not installed (on Debian: apt-get install postgresql)"
+        return "initdb and pg_ctl are not installed (`make postgres-server`)"
     if os.getuid() == 0 and shutil.which("setpriv") is None:
         return "root may not run it, and setpriv is not here to run it as somebody else"
     return None

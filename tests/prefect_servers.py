@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.architecture.tree import ROOT
+
 START_LIMIT_S = 120.0
 COMMAND_LIMIT_S = 280.0  # one that waits for a run, on a busy machine
 STOP_LIMIT_S = 20.0
@@ -42,6 +44,13 @@ class PrefectServer:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             **self.own,
         }
+
+    def make_pools(self, *names: str) -> None:
+        """Make work pools by the project's own template, as `deployments/README.md` does."""
+        template = str(ROOT / "deployments" / "pools" / "process.json")
+        for name in names:
+            made = ("work-pool", "create", name, "--type", "process", "--overwrite")
+            self.run(*made, "--base-job-template", template)
 
     def run(self, *arguments: str, cwd: Path | None = None, **environment: str) -> str:
         """Run a command of Prefect to its end and return what it prints."""
@@ -88,11 +97,12 @@ def prefect_server(
 def worker(
     server: PrefectServer, pool: str, folder: Path, name: str = "worker", **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker, in a folder of its own, while the block runs."""
+    """Run a worker, in a folder of its own, as from an activated environment."""
+    path = os.pathsep.join((str(Path(PREFECT).parent), os.environ["PATH"]))
     start = (PREFECT, "worker", "start", "--pool", pool, "--name", name, "--limit", "1")
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    with daemon(start, {**server.environment, **environment}, folder) as process:
+    with daemon(start, {**server.environment, "PATH": path, **environment}, folder) as process:
         yield process
 
 

@@ -3,27 +3,35 @@
     python -m tests.rayed SOURCE OUT SETTINGS.json [KILL]
 
 Runs as a process of its own, since a cluster belongs to the process that starts it. KILL: the
-second node dies when the first partition of this stage is done. Writes how the night ended.
+second node dies when the first partition of this stage is done; or `other-code`: it runs a commit
+that nobody knows; or `dies`: no night, but a task whose process always ends. Writes how it ended.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from prefect import flow, task
 from ray.cluster_utils import Cluster
 
+from clipcap.layout import Shard
 from clipcap.outcomes import Outcome
+from flows import _join
+from flows._ray import RaySettings, spread
 from flows._tell import LISTENER
 from flows.console import Lines
 from flows.nightly import nightly
 from flows.settings import NightlySettings
+from tasks._task import Partition
 
 NODE = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
 """A GPU that is only said to be there: how Ray hands it out is what matters."""
+OTHER: Final = {"env_vars": {"CLIPCAP_GIT_COMMIT": "0" * 40}}
 
 
 class Killer(Lines):
@@ -32,7 +40,7 @@ class Killer(Lines):
     def __init__(self, cluster: Any, stage: str) -> None:  # noqa: ANN401 - Ray's own
         super().__init__()
         self._cluster, self._stage = cluster, stage
-        self._node = cluster.add_node(**NODE)
+        self._node = cluster.add_node(**NODE, **(OTHER if stage == "other-code" else {}))
 
     def advance(self, stage: str, outcomes: Sequence[Outcome]) -> None:
         """Kill, once."""
@@ -60,6 +68,22 @@ def main(source: str, out: str, settings: NightlySettings, kill: str) -> dict[st
     }
 
 
+@task(tags=["gpu"])
+def dies(partition: Partition) -> list[Outcome]:
+    """End the process, as a lack of memory does."""
+    os._exit(9 if partition.shards else 8)
+
+
+@flow
+def lost() -> str:
+    """Have a partition worked on that no process survives, and return what is said of it."""
+    with spread(RaySettings(cpus_per_task=1)):
+        (attempt,) = _join.each(dies, [Partition((Shard("2026-01-01", "a"),))])
+    return f"{type(attempt).__name__}: {attempt}"
+
+
 if __name__ == "__main__":
+    kill = (sys.argv[4:] or [""])[0]
     chosen = NightlySettings.model_validate_json(Path(sys.argv[3]).read_text())
-    json.dump(main(sys.argv[1], sys.argv[2], chosen, (sys.argv[4:] or [""])[0]), sys.stdout)
+    told = lost() if kill == "dies" else main(sys.argv[1], sys.argv[2], chosen, kill)
+    json.dump(told, sys.stdout)

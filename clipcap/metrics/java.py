@@ -101,7 +101,7 @@ def _words(text: str) -> str:
 def _jar(name: str) -> Path:
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
-        raise _NotComputedError("pycocoevalcap is not installed: pip install 'clipcap[metrics]'")
+        raise _NotComputedError("pycocoevalcap is not installed: `pip install pycocoevalcap`")
     if shutil.which("java") is None:
         raise _NotComputedError("there is no java on this machine")
     jar = Path(next(iter(spec.submodule_search_locations)), name)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from clipcap.metrics.tokenrules import AUXILIARY, NEGATION, NUMBERED, RULES, SIGNS
+from clipcap.metrics.tokenrules import AUXILIARY, NEGATION, NUMBERED, SIGNS, rules
 
 NAME: Final = "ptb-3.4.1"
 """What a signature calls the tokenizer."""
@@ -84,7 +84,7 @@ def _words(text: str) -> Iterator[str]:
     at, padded = 0, text + "\n"
     while at < len(text):
         end, reach = at + 1, at
-        for rule in RULES:
+        for rule in rules():
             found = rule.match(padded, at)
             if found and found.end() > reach:
                 end, reach = found.end(1), found.end()

@@ -7,6 +7,7 @@ character of Unicode's first plane. Group 1 of a rule is the token; the rest mus
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final
 
 from clipcap.metrics.characters import LETTERS, SYMBOLS
@@ -106,5 +107,11 @@ _TEXTS: Final = (
     rf"([!-/:-@\[-`{{-~{SYMBOLS}{''.join(SIGNS)}])",
 )
 
-RULES: Final = tuple(re.compile(text, re.IGNORECASE | re.DOTALL) for text in _TEXTS)
-"""Of rules that match as many characters, the first counts."""
+
+@cache
+def rules() -> tuple[re.Pattern[str], ...]:
+    """Return the rules; of those that match as many characters, the first counts.
+
+    Made when first asked for: that takes a third of a second, and most runs tokenize nothing.
+    """
+    return tuple(re.compile(text, re.IGNORECASE | re.DOTALL) for text in _TEXTS)

@@ -14,7 +14,18 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from clipcap import ahead, contracts, front, layout, manifest, storage, tables
+from clipcap import (
+    ahead,
+    commits,
+    contracts,
+    front,
+    layout,
+    leases,
+    manifest,
+    snapshots,
+    storage,
+    tables,
+)
 from clipcap.contracts import MIGRATING
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.front.contract import TABLES
@@ -65,6 +76,7 @@ def migrate(out: str, *, apply: bool) -> Migrated:
         _announce(out, min(older.values(), default=CONTRACT))
         for _ in ahead.mapped(lambda url: _one(url, out), sorted(older), threads=_THREADS):
             pass
+        leases.require(out)
         _list_again(out)
         front.write(out)
     return Migrated(out, len(infos), dict(Counter(older.values())), apply)
@@ -104,7 +116,13 @@ def _list_again(out: str) -> None:
     except NotFoundError:
         return
     infos = {info.url: info for name in TABLES for info in manifest.objects(out, name)}
-    for entry in listed["objects"]:
-        if info := infos.get(f"{out}/{entry['url']}"):
-            entry |= {"etag": info.etag, "size_bytes": info.size_bytes}
+    told = [
+        (entry, info)
+        for entry in listed["objects"]
+        if (info := infos.get(f"{out}/{entry['url']}")) is not None
+    ]
+    found = ahead.mapped(lambda one: commits.find(one[1].url), told, threads=_THREADS)
+    for (entry, info), commit in zip(told, found, strict=True):
+        if commit is not None:
+            entry |= snapshots.entry(info, commit, out=out)
     storage.write(url, (json.dumps(listed, indent=1) + "\n").encode())

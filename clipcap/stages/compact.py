@@ -14,7 +14,8 @@ from pydantic import Field
 from clipcap import holdings, layout, rewriting
 from clipcap.holdings import Holdings
 from clipcap.layout import Run, Shard
-from clipcap.merging import Merged, Part
+from clipcap.merging import Merged
+from clipcap.parts import Part
 from clipcap.planning import PackSettings
 from clipcap.rewriting import Group
 from clipcap.settings import Settings

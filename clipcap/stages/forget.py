@@ -1,8 +1,9 @@
 """An output and words that name images in; the output without them, and what proves it, out.
 
-In this order: a journal with their names; the record that keeps them out; their rows, manifest
-first; their bytes; whatever else says their names; the list that readers go by; a search of every
-object; the journal goes. A run that is killed anywhere is finished by the next one.
+In this order: a journal with their names; the record that keeps them out; another look, for what a
+night brought in before the record was there; their rows, manifest first; their bytes; whatever else
+says their names; the list that readers go by; a search of every object; the journal goes. A run
+that is killed anywhere is finished by the next one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final
 
 from clipcap import (
@@ -20,21 +22,21 @@ from clipcap import (
     forgotten,
     keys,
     layout,
+    leases,
     manifest,
     records,
     storage,
+    takedowns,
     targets,
     traces,
 )
 from clipcap.errors import NotFoundError, SettingsError
-from clipcap.forgotten import Image, Record
 from clipcap.layout import Run
 from clipcap.outcomes import Night
 from clipcap.plans import Plan
 from clipcap.scrubbing import Walk
 from clipcap.stages import publish
-from clipcap.targets import Found, Wanted
-from clipcap.traces import Needles
+from clipcap.takedowns import Takedown
 
 log = logging.getLogger(__name__)
 EXAMPLES: Final = 5
@@ -89,29 +91,6 @@ class Receipt:
         return not self.left
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Everything that one call takes out, and what shall be kept out."""
-
-    run: Run
-    found: Found
-    images: tuple[Image, ...]
-    record: Record
-    journals: tuple[str, ...]
-    """URLs of what killed runs were taking out: it goes too."""
-    resumed: int
-
-    @property
-    def prefixes(self) -> tuple[str, ...]:
-        """The prefixes that shall be kept out."""
-        return tuple(self.record.prefixes)
-
-    @property
-    def needles(self) -> Needles:
-        """What the output must not say any more."""
-        return Needles((*self.images, *self.found.twins), self.prefixes)
-
-
 def preview(out: str, words: Sequence[str]) -> Preview:
     """Say what `forget` would do; changes nothing.
 
@@ -119,36 +98,37 @@ def preview(out: str, words: Sequence[str]) -> Preview:
         SettingsError: a key that no image has, or a word that names nothing.
         NotFoundError: there is no such output.
     """
-    work = _work(out, words)
+    run = _run(out)
+    work = takedowns.asked(run.out, words)
     shards, needles = work.found.shards, work.needles
     names = {layout.in_folder("", shard) for shard in shards}
     chained = [
         info
         for name in ("embeddings", "captions", "labels")
-        for info in storage.listed(layout.table(work.run.out, name))
+        for info in storage.listed(layout.table(run.out, name))
         if f"/dt={info.url.rpartition('/dt=')[2]}" in names
     ]
-    there = [one for one in work.images if one.source_uri]
-    tars = [shard for shard in shards if storage.info(layout.tar(work.run.out, shard))]
+    there = {one.image_id: one.source_uri for one in work.images if one.source_uri}
+    tars = [shard for shard in shards if storage.info(layout.tar(run.out, shard))]
     pages = [
-        info.url.removeprefix(f"{work.run.out}/")
-        for info in storage.listed(f"{work.run.out}/reports")
+        info.url.removeprefix(f"{run.out}/")
+        for info in storage.listed(f"{run.out}/reports")
         if traces.in_document(info.url, storage.read(info.url), needles)
     ]
     return Preview(
-        out=work.run.out,
+        out=run.out,
         images=len(there),
-        in_advance=len(work.images) - len(there),
-        twins=len(work.found.twins),
+        in_advance=len({one.image_id for one in work.images}) - len(there),
+        twins=len(work.twins),
         rejects=sum(map(len, work.found.rejects.values())),
-        examples=tuple(one.source_uri for one in there[:EXAMPLES]),
+        examples=tuple(islice(there.values(), EXAMPLES)),
         prefixes=work.prefixes,
         shards=len(shards),
         tables=len(chained) + len(work.found.live) + len(work.found.rejects),
         tars=len(tars),
         reports=tuple(pages),
-        resumed=work.resumed,
-        notes=tuple(beyond.notes(work.run.out, work.found)),
+        resumed=len(work.resumed),
+        notes=tuple(beyond.notes(run.out, work.found)),
     )
 
 
@@ -162,30 +142,28 @@ def forget(out: str, words: Sequence[str]) -> Receipt:
         NotFoundError: there is no such output.
         StorageError: the store refused; the same call goes on where this one ended.
     """
-    started = time.time()
-    work = _work(out, words)
-    run, needles = work.run, work.needles
+    started, run = time.time(), _run(out)
+    work, journals = takedowns.begin(takedowns.asked(run.out, words))
     notes = tuple(beyond.notes(run.out, work.found))
-    journal = forgotten.begin(run.out, (*work.images, *work.found.twins), work.record)
-    forgotten.keep_out(run.out, work.record)
-    _take_out(work)
-    walk = Walk(run.out, needles)
+    _take_out(work, run)
+    walk = Walk(run.out, work.needles)
     walk.scrub()
-    _tell(work, started)
+    _tell(run, started, deleted=sum(map(len, work.found.live.values())))
     left = walk.search()
+    leases.require(run.out)
     if not left:
-        for url in {journal.url, *work.journals}:
+        for url in journals:
             storage.delete(url)
     log.info(
         "forget: %d images, %d objects searched, %d with traces left",
-        len(work.images), walk.objects, len(left),
+        len(work.image_ids), walk.objects, len(left),
     )  # fmt: skip
     return Receipt(
         run_id=run.run_id,
         out=run.out,
         at=work.record.at.isoformat(),
-        image_ids=tuple(one.image_id for one in work.images),
-        twins=len(work.found.twins),
+        image_ids=work.image_ids,
+        twins=len(work.twins),
         rejects=sum(map(len, work.found.rejects.values())),
         prefixes=work.prefixes,
         changed=dict(walk.changed),
@@ -200,16 +178,18 @@ def forget(out: str, words: Sequence[str]) -> Receipt:
 def allow(out: str, words: Sequence[str]) -> list[str]:
     """Let images and prefixes in again; return which were kept out. The next night takes them in.
 
+    Their records go last: a call that is killed is called again.
+
     Raises:
         SettingsError: none of the words names anything that is kept out.
+        LeaseError: another run works on the output by now; they are still kept out.
     """
-    run = _run(out)
-    chosen = targets.wanted(words)
-    by_tail = {keys.tail(one): one for one in forgotten.load(run.out).image_ids}
+    started, run = time.time(), _run(out)
+    chosen, kept = targets.wanted(words), forgotten.load(run.out)
+    by_tail = {keys.tail(one): one for one in kept.image_ids}
     names = {*chosen.image_ids, *chosen.prefixes}
     names |= {by_tail[tail] for key in chosen.keys if (tail := keys.key_tail(key)) in by_tail}
-    gone = forgotten.let_in(run.out, names)
-    if not gone:
+    if names.isdisjoint((*kept.image_ids, *kept.prefixes)):
         raise SettingsError(
             f"Nothing of {', '.join(words)} is kept out of {out}. `clipcap forget {out} --list` "
             "shows what is."
@@ -222,7 +202,9 @@ def allow(out: str, words: Sequence[str]) -> list[str]:
         again = {row["image_id"] for row in rows if row["reason"] == "opted_out"}
         if again:  # looked at again; pages of the web too, which say it themselves
             manifest.retire(shard, run=run, live=(), rejects=again)
-    return gone
+    publish.bring_to_live(run)
+    _tell(run, started)
+    return forgotten.let_in(run.out, names)
 
 
 def _run(out: str) -> Run:
@@ -237,50 +219,24 @@ def _run(out: str) -> Run:
     return Run(run_id=run_id, out=root, dt=now.date().isoformat())
 
 
-def _work(out: str, words: Sequence[str]) -> _Work:
-    run = _run(out)
-    kept = forgotten.load(run.out)
-    chosen = targets.wanted(words)
-    if not words:
-        chosen = Wanted(kept.image_ids, frozenset(), kept.prefixes, kept.contents)
-    journals = forgotten.unfinished(run.out)
-    resumed = {one for journal in journals for one in journal.images}
-    begun = frozenset(one.image_id for one in resumed)
-    found = targets.find(run.out, replace(chosen, image_ids=chosen.image_ids | begun))
-    targets.require_no_folder(run.out, chosen, found)
-    known = set(map(keys.tail, kept.image_ids | begun))
-    missing = targets.unknown(chosen, found.images, known)
-    if missing:
-        raise SettingsError(
-            f"No image of {out} has the key {', '.join(missing)}. Keys stand in the column `key` "
-            "of the tables; an image that is not in the output is kept out by its URI."
-        )
-    named = {one.image_id for one in (*found.images, *found.twins)}
-    images = {*found.images, *(one for one in resumed if one.image_id not in named)}
-    images |= {Image(one) for one in chosen.image_ids - named - begun}
-    record = targets.record(chosen, found, [one.record for one in journals])
-    begun_at = tuple(journal.url for journal in journals)
-    return _Work(run, found, tuple(sorted(images)), record, begun_at, len(resumed))
-
-
-def _take_out(work: _Work) -> None:
+def _take_out(work: Takedown, run: Run) -> None:
     """Take the rows out of every table, first of the manifests."""
-    found, run = work.found, work.run
+    found = work.found
+    leases.require(run.out)
     for shard in found.shards:
         live, rejects = (held.get(shard, set()) for held in (found.live, found.rejects))
         manifest.retire(shard, run=run, live=live, rejects=rejects)
     publish.bring_to_live(run)
     storage.remove_half_written(run.out)
-    for dt in {shard.dt for shard in found.live}:  # sums over few images may be one of them
+    for dt in work.dates:  # sums over few images may be one of them
         storage.delete(layout.drift(run.out, dt))
-    for info in storage.listed(layout.trainings(run.out)) if found.live else ():
+    for info in storage.listed(layout.trainings(run.out)) if work.dates else ():
         storage.delete(info.url)
 
 
-def _tell(work: _Work, started: float) -> None:
+def _tell(run: Run, started: float, deleted: int = 0) -> None:
     """Write the row of the run, and bring the list that readers go by to what there is now."""
-    gone = sum(map(len, work.found.live.values()))
-    plan = Plan("", (), (), listed=0, new=0, changed=0, deleted=gone, unchanged=0)
-    night = Night(work.run, "forget", "command", started, "{}", plan)
+    plan = Plan("", (), (), listed=0, new=0, changed=0, deleted=deleted, unchanged=0)
+    night = Night(run, "forget", "command", started, "{}", plan)
     records.write(night, state="Completed", seconds={"forget": time.time() - started})
-    publish.list_anew(work.run)
+    publish.list_anew(run)

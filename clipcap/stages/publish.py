@@ -31,7 +31,7 @@ from clipcap import (
     storage,
     tables,
 )
-from clipcap.errors import ClipcapError
+from clipcap.errors import ClipcapError, NotFoundError
 from clipcap.footers import Footers
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Night
@@ -84,6 +84,7 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
     members = _members(run.out, footers)
     sweep(footers, members, run=run)
     _require_whole(night, members, footers)
+    _require_tars(run.out, footers)
     for name, options in settings.sinks.items():
         sink = registry.load("clipcap.sinks", name)
         sink.write(_captioned(night), sink.Settings(**options))
@@ -114,7 +115,10 @@ def publish(night: Night, *, settings: PublishSettings) -> Published:
 def record_failure(night: Night, error: Exception) -> None:
     """Write the row of a run that did not finish; what it committed stays, nothing is published."""
     records.write(
-        night, state="Failed", seconds=dict(night.seconds), error_message=str(error)[:2000]
+        night,
+        state="Failed",
+        seconds=dict(night.seconds),
+        error_message=storage.without_credentials(str(error))[:2000],
     )
 
 
@@ -213,6 +217,38 @@ def _require_whole(
                         f"The shard {shard} lacks its {name} ({url}): this run does not publish, "
                         "and the earlier one stands. Run again; what is done is not done twice."
                     )
+
+
+def _require_tars(out: str, footers: Footers) -> None:
+    """Do nothing where every shard that counts has its tar, or one of the source."""
+    there = {layout.shard_of(info.url) for info in storage.listed(layout.tars(out))}
+    found = footers.of(layout.table(out, "manifest"))
+    lost = [
+        shard
+        for shard, one in found.items()
+        if one.rows and shard not in there and "tar" not in one.metadata and _lacks(shard, out)
+    ]
+    if lost:
+        raise ClipcapError(
+            f"{len(lost)} of {len(found)} shards lack their tar, such as "
+            f"{layout.tar(out, min(lost))}: this run does not publish, and the earlier one stands. "
+            f"Bring them back, or `clipcap verify {out} --repair`: then nights publish, and the "
+            "next whole one reads those images from the source again."
+        )
+
+
+def _lacks(shard: Shard, out: str) -> bool:
+    """Look again: another run may have written or retired a shard since both were listed.
+
+    Images that wait to be read again lack no bytes that anybody counts on.
+    """
+    if storage.info(layout.tar(out, shard)) is not None:
+        return False
+    try:
+        etags = tables.read(layout.manifest(out, shard), columns=["source_etag"])
+    except NotFoundError:
+        return False
+    return any(etag != manifest.LOST for etag in etags["source_etag"].to_pylist())
 
 
 def _captioned(night: Night) -> pa.Table:

@@ -192,7 +192,7 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     started = time.time()
     there = commits.find(layout.manifest(run.out, target))
     if there is not None and there.metadata.get("run_id") == run.run_id:
-        return _written_before(target, there, run=run)
+        return _written_before(target, scrubbing.kept(there, target, run=run), run=run)
     work = plans.read(run, target)
     kept_out = forgotten.load(run.out)
     todo = [item for item in work.todo if not kept_out.holds(item.sample.source_uri)]
@@ -218,17 +218,17 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     table = tables.from_rows(rows, tables.SCHEMAS["manifest"])
     tar = _source_tar(work.todo) if work.in_place and work.todo else None
     commit = manifest.publish(table, target, run=run, source=work.source, tar=tar)
-    if forgotten.has_changed(run.out, kept_out) and scrubbing.take_out(target, run=run):
-        commit = commits.find(commit.url) or commit
+    if forgotten.has_changed(run.out, kept_out):
+        commit = scrubbing.kept(commit, target, run=run)
     read_bytes = sum(sample.size_bytes for sample in taken)
     return _outcome(target, commit, rejects, started, read_bytes, bytes_written)
 
 
 def _written_before(target: Shard, there: Commit, *, run: Run) -> Outcome:
     """Return the outcome of a shard that this run has written already, from what it wrote."""
-    sizes = tables.read(there.url, ["source_bytes"])["source_bytes"].to_pylist()
+    found = tables.read(there.url, ["source_bytes"]).to_pylist() if there.rows else []
     tar = storage.info(layout.tar(run.out, target))
-    read, written = sum(filter(None, sizes)), tar.size_bytes if tar else 0
+    read, written = sum(row["source_bytes"] or 0 for row in found), tar.size_bytes if tar else 0
     rejects = manifest.read_rejects(run.out, target).select(["source_uri", "reason"]).to_pylist()
     return _outcome(target, there, rejects, time.time(), read, written)
 
@@ -285,6 +285,7 @@ def retire(target: Shard, *, run: Run) -> Outcome:
     """Take images that are gone or replaced out of a shard's manifest and rejects."""
     started = time.time()
     live, rejects = plans.read_retirement(run, target)
+    scrubbing.take_out(target, run=run)  # what a killed run brought in: its bytes go too
     kept = manifest.retire(target, run=run, live=set(live), rejects=set(rejects))
     log.info("shard %s: %d images and %d rejects left it", target, len(live), len(rejects))
     return Outcome(

@@ -9,11 +9,22 @@ from typing import Final
 
 from pydantic import Field
 
-from clipcap import ahead, holdings, layout, litter, rewriting, shards, storage, tables
+from clipcap import (
+    ahead,
+    holdings,
+    layout,
+    leases,
+    litter,
+    rewriting,
+    shards,
+    storage,
+    tables,
+)
 from clipcap.holdings import Holdings
 from clipcap.layout import Run, Shard
 from clipcap.litter import Kind
-from clipcap.merging import Merged, Part
+from clipcap.merging import Merged
+from clipcap.parts import Part
 from clipcap.rewriting import Group
 from clipcap.settings import Settings
 from clipcap.storage import Unfinished
@@ -25,7 +36,7 @@ _END_BYTES: Final = 2 * shards.BLOCK
 class VacuumSettings(Settings):
     """What may go. What a shard that counts holds, and what a kept list names, never does."""
 
-    keep: int = Field(default=7, ge=1)
+    keep: int = Field(default=litter.KEEP, ge=1)
     """Keep the lists (`_manifests`) and the reports of so many last runs."""
     older_than: int = Field(default=7, ge=1)
     """Touch nothing that is younger than so many days."""
@@ -87,6 +98,7 @@ def vacuum(run: Run, *, settings: VacuumSettings, write: bool) -> Vacuumed:
     hollow = tuple(hollows(held, settings.dead))
     removed: list[tuple[Kind, int]] = []
     if write:
+        leases.require(run.out)  # tars were read since
         removed = [(one.kind, one.size_bytes) for one in found.litter if litter.remove(one, held)]
         for one in left:
             storage.discard(one)

@@ -1,6 +1,7 @@
 """An output in; everything that is not as the contract says out.
 
-Reads every table whole. `fast` looks at the tars by size only, `full` reads them.
+Reads every table whole. `fast` looks at the tars by size only, and at the lists of the last runs;
+`full` reads the tars, and the lists of all runs.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def verify(out: str, *, mode: Mode = "fast") -> Verification:
     problems += _runs(places)
     fingerprints = {path: text for one in checked for path, text in one.fingerprints.items()}
     problems += published.of_latest(places, fingerprints)
+    problems += published.of_lists(places, mode)
     problems += published.of_front(places)
     problems += derived.of_own(places)
     return Verification(

@@ -39,8 +39,7 @@ class Opened:
 def opened(url: str, place: str, name: Table) -> Opened | Problem:
     """Read one object and hold it against the contract's schema and footer."""
     try:
-        rows = tables.read(url)
-        footer, _ = tables.footer(url)
+        rows, footer = tables.whole(url)
     except NotFoundError:
         return Problem(place, "missing", "It was listed a moment ago and is gone.", "warning")
     except DamagedError as error:

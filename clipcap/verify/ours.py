@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Final
 
-from clipcap import contracts, storage
-from clipcap.errors import NotFoundError, SettingsError
+from clipcap import contracts, layout, manifest, snapshots, storage
+from clipcap.comparison import FEW
+from clipcap.errors import DamagedError, NotFoundError, SettingsError
+from clipcap.layout import Shard
 from clipcap.verify.places import is_of_output
 
 _LOOKED_AT: Final = 2  # batches of a listing: some thousand objects
@@ -73,6 +76,42 @@ def require_ours(out: str) -> None:
             f"{shown}. Nothing was written. Name a folder or prefix of its own, such as "
             f"{out.rstrip('/')}/clipcap."
         )
+
+
+def require_kept(out: str) -> None:
+    """Do nothing where the shards that the newest whole run told of have, by and large, manifests.
+
+    A night over what was left would take all images for new, and empty their other tables. A shard
+    that a run has retired, or merged, lost its tar too; what is being forgotten may have one still.
+
+    Raises:
+        SettingsError: most manifests are gone, and their tars are not.
+        StorageError: it may not be listed.
+    """
+    root = storage.canonical(out)
+    try:
+        told = snapshots.newest(root)
+    except (SettingsError, DamagedError):  # `clipcap verify --repair` and the run say more of that
+        return
+    paths = told.objects if told else ()
+    shards = {layout.shard_of(path) for path in paths if path.startswith("manifest/")}
+    lost = shards - {layout.shard_of(info.url) for info in manifest.objects(root, "manifest")}
+    if told is None or not _is_most(lost, shards) or storage.listed(layout.unfinished(root)):
+        return
+    lost &= {layout.shard_of(info.url) for info in storage.listed(layout.tars(root))}
+    if _is_most(lost, shards):
+        raise SettingsError(
+            f"The output {out} must hold the manifests of {len(shards):,} shards that the run "
+            f"{told.run_id} told of, but {len(lost):,} are gone, and their tars are not: somebody "
+            "deleted them, and a night would read and embed everything anew. Nothing was changed. "
+            "Bring them back (from versions of the bucket, or a backup), or begin anew in another "
+            f"output. To go on with what is left, remove {layout.latest(root)}: sinks then get "
+            "all captions again."
+        )
+
+
+def _is_most(some: AbstractSet[Shard], whole: AbstractSet[Shard]) -> bool:
+    return bool(some) and (some == whole or len(some) > max(FEW, len(whole) / 2))
 
 
 def _paths(root: str) -> Iterator[str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
-from clipcap import front, layout, storage
+from clipcap import ahead, front, layout, litter, storage
 from clipcap.errors import StorageError
 from clipcap.layout import CONTRACT
-from clipcap.verify.findings import Problem
+from clipcap.verify.findings import Mode, Problem
 from clipcap.verify.objects import Opened
 from clipcap.verify.places import Places
 
+_LIST: Final = re.compile(r"_manifests/[^/]+\.json")
+_THREADS: Final = 4  # lists that are held at a time
 _CHANGED = "if a run is under way or was killed, run again"
 
 
@@ -49,6 +52,31 @@ def of_latest(places: Places, fingerprints: Mapping[str, str]) -> Iterator[Probl
         yield Problem(
             "_SUCCESS", "unpublished", "It is not there; the next whole run writes it.", "warning"
         )
+
+
+def of_lists(places: Places, mode: Mode) -> Iterator[Problem]:
+    """Check that the lists of earlier runs can be read; of the newest, `of_latest` says more.
+
+    Each names every object of its night, so `fast` reads only as many as `vacuum` keeps.
+    """
+    newest = latest(places)
+    paths = filter(_LIST.fullmatch, places.infos)
+    runs = [
+        path.removeprefix("_manifests/").removesuffix(".json")
+        for path in sorted(paths, key=lambda path: (str(places.infos[path].modified_at), path))
+    ]
+    older = [run_id for run_id in runs if run_id != newest]
+    if mode == "fast":
+        older = older[1 - litter.KEEP :]
+
+    def is_whole(run_id: str) -> bool:
+        return listing(places, run_id) is not None
+
+    found = ahead.mapped(is_whole, older, threads=_THREADS)
+    for run_id, whole in zip(older, found, strict=True):
+        path = f"_manifests/{run_id}.json"
+        if not whole and storage.info(f"{places.out}/{path}") is not None:
+            yield Problem(path, "unreadable", "It must be a list of objects, but cannot be read.")
 
 
 def _entry(

@@ -13,7 +13,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from clipcap import front, layout, manifest, storage
+from clipcap import front, layout, leases, manifest, storage
 from clipcap.errors import NotFoundError
 from clipcap.layout import PER_SHARD, Run, Shard
 from clipcap.verify import content, in_place, published, salvage, tablemending, tarmending, twins
@@ -31,8 +31,6 @@ from clipcap.verify.objects import Opened, opened
 from clipcap.verify.places import Places, sort
 from clipcap.verify.tablemending import Live, Rewritten
 
-LOST: Final = "lost"
-"""`source_etag` of an image whose bytes are lost: no version is such, so the next run reads it."""
 _TABLES: Final = (*PER_SHARD, "shards")
 
 
@@ -45,6 +43,7 @@ def repair(found: Verification, *, apply: bool) -> tuple[Mending, ...]:
 
     Raises:
         SettingsError: the output is of another contract than this code's.
+        LeaseError: another run has taken over; what was mended stays.
         StorageError: the store refused.
     """
     if not found.problems:
@@ -53,6 +52,7 @@ def repair(found: Verification, *, apply: bool) -> tuple[Mending, ...]:
     done = []
     for mending, act in _steps(found, places):
         if apply:
+            leases.require(found.out)
             act()
         done.append(mending)
     return tuple(done)
@@ -85,7 +85,8 @@ def _own(problems: Mapping[str, Sequence[Problem]], places: Places) -> Iterator[
     """Mend what runs keep for the next one, and what explains the output."""
     for path, (first, *_) in problems.items():
         if first.kind == "unreadable" and path.startswith("_") and path in places.infos:
-            yield removed(places, path, "it cannot be read, and the next run writes it anew")
+            anew = "a list of its own" if path.startswith("_manifests/") else "it anew"
+            yield removed(places, path, f"it cannot be read, and the next run writes {anew}")
     if any(path.startswith(("_latest.json", "_manifests/")) for path in problems):
         yield from _latest(places)
     if lacking := [name for name in front.files() if name in problems]:
@@ -126,7 +127,9 @@ def _manifest(
     one: Opened, rows: pa.Table, lost: set[str], shard: Shard, places: Places
 ) -> Iterator[Step]:
     ids, etags = (rows[name].to_pylist() for name in ("image_id", "source_etag"))
-    unmarked = {i for i, etag in zip(ids, etags, strict=True) if i in lost and etag != LOST}
+    unmarked = {
+        i for i, etag in zip(ids, etags, strict=True) if i in lost and etag != manifest.LOST
+    }
     dropped = one.rows.num_rows - rows.num_rows
     if not (unmarked or dropped or one.problems or manifest.members(rows) != one.footer["members"]):
         return
@@ -141,7 +144,7 @@ def _manifest(
         )
         if holds
     )
-    table = salvage.marked(rows, unmarked, LOST)
+    table = salvage.marked(rows, unmarked, manifest.LOST)
     tar = manifest.source_tar(one.footer)
     run = Run(one.footer["run_id"], places.out, shard.dt)
     write = partial(manifest.publish, run=run, source=one.footer["source"], tar=tar)

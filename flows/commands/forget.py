@@ -46,7 +46,9 @@ def forget(  # noqa: PLR0913 - one for each option
         _show_kept_out(out, as_json=as_json)
     elif allow:
         _require(images, "--allow")
-        for name in stage.allow(out, images):
+        with alone(new_run(out), "clipcap forget --allow"):
+            names = stage.allow(out, images)
+        for name in names:
             click.echo(name)
     elif do_it:
         _require_outside(receipt, out)

@@ -16,7 +16,9 @@ from flows.commands._start import json_option, new_run
 
 @click.command()
 @json_option
-@click.option("--full", is_flag=True, help="Read every byte of the tars too.")
+@click.option(
+    "--full", is_flag=True, help="Read every byte of the tars too, and the lists of all runs."
+)
 @click.option(
     "--repair",
     is_flag=True,

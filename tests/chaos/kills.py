@@ -20,10 +20,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from clipcap import leases, storage
@@ -31,7 +29,7 @@ from tests.chaos import standins, world
 from tests.chaos.flows import check, prepared, run, start_captioner
 from tests.chaos.store import Store
 from tests.chaos.world import Folder, World
-from tests.forks import forked
+from tests.forks import forked, import_here
 
 PICTURES = 6
 
@@ -85,9 +83,7 @@ def _warmed(flow: str, made: World) -> None:
         names.write_text(json.dumps(sorted(set(sys.modules) - before)))
 
     _require(forked(noted), "a run failed that nobody killed")
-    for name in json.loads(names.read_text()):
-        with suppress(ImportError):
-            import_module(name)
+    import_here(json.loads(names.read_text()))
 
 
 def _timed(before: Callable[[], None], flow: str, made: World) -> float:

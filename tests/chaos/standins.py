@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -23,7 +23,17 @@ import pyarrow as pa
 from torch import Tensor
 
 import clipcap.encoders
-from clipcap import captioner, cards, models, registry, scratch, sharedmemory, storage, workers
+from clipcap import (
+    captioner,
+    cards,
+    models,
+    registry,
+    scratch,
+    sharedmemory,
+    storage,
+    tables,
+    workers,
+)
 from clipcap.candidates import Candidate
 from clipcap.cards import Card, Choice, EncoderFit
 from clipcap.errors import ImageError
@@ -44,6 +54,8 @@ _LOCKS = [
 """What two runs in two processes do not share; that of `cached_property` is of a class."""
 _READ_ONCE = ((registry, "load"), (cards, "read_card"), (cards, "captioner_digest"), (bank, "load"))
 """What a process of one night reads from the disk, and these nights of one process need not."""
+_READ_TWICE = ("_parsed", "_parsed_footer")
+"""Functions of `clipcap.tables` that give of the same bytes the same each time."""
 CAPTIONED = {"images": 0}
 """How many images the stand-in captioners were asked for."""
 
@@ -204,6 +216,8 @@ def installed(store: Store) -> Iterator[None]:
         enter(models_installed())
         for module, name in _READ_ONCE:
             enter(patch.object(module, name, cache(getattr(module, name))))
+        for name in _READ_TWICE:
+            enter(patch.object(tables, name, lru_cache(4_096)(getattr(tables, name))))
         enter(patch.object(storage, "_place", store.opener(opener_of_storage())))
         enter(patch.object(scratch, "Scratch", Shared))
         for name in _POOLED:

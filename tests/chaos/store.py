@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from threading import local
 from typing import Final
 
@@ -177,6 +178,7 @@ class InMemory:
         return ObjectInfo(url, len(data), _etag(data), at - ahead)
 
 
+@lru_cache(65_536)
 def _etag(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 

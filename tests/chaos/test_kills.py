@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.flows import FLOWS
+from tests.conftest import users_own
 
 KILLS = int(os.environ.get("CLIPCAP_CHAOS_KILLS", "3"))
 ON_A_BUCKET = FLOWS if KILLS > 10 else ("nightly",)
@@ -31,6 +32,12 @@ def test_a_flow_killed_at_any_time_ends_as_one_that_was_not(flow: str, tmp_path:
 @pytest.mark.parametrize("flow", ON_A_BUCKET)
 def test_a_flow_killed_on_a_bucket_ends_as_one_that_was_not(flow: str, bucket: str) -> None:
     require_unharmed(trials(flow, f"{bucket}/killed", math.ceil(KILLS / 2)))
+
+
+def test_what_make_chaos_asks_for_reaches_the_tests() -> None:
+    """It went with the variables of users, and `make chaos` did no more than `make test`."""
+    asked = [f"CLIPCAP_CHAOS_{name}" for name in ("EXAMPLES", "FAULTS", "KILLS")]
+    assert users_own([*asked, "CLIPCAP_SOURCE", "HOME"]) == ["CLIPCAP_SOURCE"]
 
 
 def trials(flow: str, place: str, kills: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from PIL import Image
 from clipcap import keys, layout, manifest, storage, tables
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.planning import PackSettings
+from clipcap.scratch import ScratchSettings
 from clipcap.stages.caption import CaptionSettings
 from clipcap.stages.label import LabelSettings
 from clipcap.stages.publish import PublishSettings
@@ -86,7 +87,11 @@ class Folder:
         """Return a night's settings."""
         captioner = f"teller-{chosen.captioner}-colours-{chosen.encoder}"
         return NightlySettings(
-            shard=ShardSettings(pack=PackSettings(max_images=2), max_delete_rate=1),
+            shard=ShardSettings(
+                pack=PackSettings(max_images=2),
+                max_delete_rate=1,
+                scratch=ScratchSettings(folder=str(self.path)),
+            ),
             embed=EmbedSettings(model=f"colours-{chosen.encoder}"),
             speed=Speed(batch_size=2, device="cpu"),
             caption=CaptionSettings(captioner=str(self.path / captioner)),

@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from unittest.mock import patch
 
 import pytest
 
-from clipcap import layout, manifest, merging, shards, storage, tables
+from clipcap import forgotten, layout, manifest, merging, shards, storage, tables
 from clipcap.errors import ClipcapError, SettingsError, StorageError
 from clipcap.layout import Shard
 from clipcap.outcomes import Night
+from clipcap.stages import forget
 from clipcap.stages.compact import Compacted, CompactSettings, compact
 from clipcap.verify import verify
+from tests.clipcap.test_forget import traces
 from tests.clipcap.test_life import Crash, dies_at
 from tests.nights import Tiny, draw, make_tiny, night
 from tests.servers import S3Address
@@ -337,6 +340,82 @@ def test_images_that_stayed_in_the_tars_of_the_source_stay_there(
     place.night(day(0))
     assert place.compact().sources == 0
     assert len(manifest.shards(place.url)) == 3
+
+
+def _forgotten_while_merging(own: Place, name: str) -> None:
+    """Take an image out when a function of the merging is called, which no lease keeps apart."""
+    gone = tables.read(layout.manifest(own.url, manifest.shards(own.url)[0])).to_pylist()[0]
+    real, first = getattr(merging, name), [True]
+
+    def meanwhile(*args: object, **named: object) -> object:
+        if first and first.pop():
+            assert forget.forget(own.url, [gone["key"]]).ok
+        return real(*args, **named)
+
+    with patch.object(merging, name, meanwhile), suppress(ClipcapError):
+        own.compact()
+    assert traces(own.url, [gone]) == []
+    assert len(list(images(own.url))) == 7
+    assert verify(own.url, mode="full").ok
+    own.night(day(4))
+    assert traces(own.url, [gone]) == []
+    assert verify(own.url, mode="full").problems == ()
+
+
+@pytest.mark.parametrize("name", ["_moved", "_described", "_beside"])
+def test_what_is_forgotten_before_a_merged_shard_counts_is_not_in_it(own: Place, name: str) -> None:
+    _forgotten_while_merging(own, name)
+    assert not any(shard.generation for shard in manifest.shards(own.url))
+
+
+def test_what_is_forgotten_as_a_merged_shard_begins_to_count_leaves_it(own: Place) -> None:
+    _forgotten_while_merging(own, "MergedFrom")
+    assert [shard.generation for shard in manifest.shards(own.url)] == [1]
+
+
+def test_all_that_a_merged_shard_has_may_be_forgotten_meanwhile(own: Place) -> None:
+    real = manifest.MergedFrom
+
+    def meanwhile(*args: object) -> object:
+        assert forget.forget(own.url, [f"{own.source}/"]).ok
+        return real(*args)  # type: ignore[arg-type]
+
+    with patch.object(merging, "MergedFrom", meanwhile):
+        assert own.compact().merged == ()
+    assert manifest.shards(own.url) == []
+    assert [one.url for one in storage.list_objects(own.url) if "-m1" in one.url] == []
+
+
+def test_images_that_are_kept_out_are_not_copied(own: Place) -> None:
+    """Whoever forgets has written its record and was killed before a journal was needed."""
+    row = tables.read(layout.manifest(own.url, manifest.shards(own.url)[0])).to_pylist()[0]
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    forgotten.keep_out(own.url, forgotten.Record(at=at, images={row["image_id"]: ()}))
+    assert own.compact().merged == ()
+    assert [one.url for one in storage.list_objects(own.url) if "-m1" in one.url] == []
+
+
+@pytest.mark.slow
+def test_an_image_is_forgotten_wherever_a_merging_was_killed(few: Place, tmp_path: Path) -> None:
+    """After every fourth write or delete."""
+    gone = tables.read(layout.manifest(few.url, manifest.shards(few.url)[0])).to_pylist()[0]
+    crashed, at = True, -1
+    while crashed:
+        at, crashed = at + 4, True
+        other = copied(few, tmp_path / f"out-{at}")
+        with dies_at(at, after=True), suppress(Crash):
+            other.compact()
+            crashed = False
+        assert forget.forget(other.url, [gone["key"]]).ok, at
+        assert traces(other.url, [gone]) == [], at
+        other.night(day(4))
+        other.compact()
+        assert traces(other.url, [gone]) == [], at
+        assert len(list(images(other.url))) == 7, at
+        found = verify(other.url, mode="full").problems
+        assert {(one.kind, one.severity) for one in found} <= {("orphan", "warning")}, at
+        shutil.rmtree(other.out)
+    assert at > 20
 
 
 @pytest.mark.slow

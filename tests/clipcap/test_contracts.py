@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -15,15 +16,17 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from clipcap import contracts, migrations, storage, tables, verify
+from clipcap import commits, contracts, layout, migrations, snapshots, storage, tables, verify
 from clipcap.errors import NotFoundError, SettingsError
+from clipcap.footers import Footers
 from clipcap.front.contract import TABLES
 from clipcap.layout import Table
+from clipcap.stages.shard import ShardSettings
 from clipcap.verify import ours
 from flows.cli import COMMANDS
 from tests.clipcap.test_repair import Killed, said
 from tests.command import clipcap
-from tests.nights import night
+from tests.nights import Tiny, draw, make_tiny, night, shard_night
 from tests.outputs import Output
 
 LACKING: dict[Table, str] = {"captions": "review_reasons", "manifest": "duplicate_of"}
@@ -34,6 +37,12 @@ LACKING: dict[Table, str] = {"captions": "review_reasons", "manifest": "duplicat
 def out(made: Output, tmp_path: Path) -> Path:
     """A copy of an output, free to be changed."""
     return Path(shutil.copytree(made.folder, tmp_path / "out"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    """Tiny models."""
+    return make_tiny(tmp_path / "models")
 
 
 def url(out: Path) -> str:
@@ -169,6 +178,38 @@ class TestMigrate:
         assert {one.state for one in done.outcomes} == {"unchanged"}
         assert said(url(out)) == whole
 
+    def test_the_list_says_what_became_of_objects_that_a_failed_night_had_left(
+        self, made: Output, out: Path, steps: None
+    ) -> None:
+        """The list of the night before knew their footers: their etags alone were made anew."""
+        one = files(out, "captions")[0]
+        rows = tables.read(str(one))
+        signed = tables.metadata(rows) | {"recipe": "another"}
+        one.write_bytes(tables.to_bytes(rows, signed))
+        of_contract_0(out)
+        migrations.migrate(url(out), apply=True)
+        told = snapshots.newest(url(out))
+        assert told is not None
+        assert told.objects[str(one.relative_to(out))]["recipe"] == "another"
+        known = Footers(url(out)).of(layout.folder_of(str(one)))
+        assert known[layout.shard_of(str(one))].recipe == "another"
+
+    def test_footers_are_read_beside_each_other(self, out: Path, steps: None) -> None:
+        """One after the other, each waits for the store: of years of nights, for hours."""
+        of_contract_0(out)
+        barrier = threading.Barrier(2, timeout=10)
+        real, asked = commits.find, []
+
+        def find(where: str) -> commits.Commit | None:
+            asked.append(where)
+            if len(asked) <= 2:
+                barrier.wait()
+            return real(where)
+
+        with patch.object(commits, "find", find):
+            migrations.migrate(url(out), apply=True)
+        assert len(asked) > 2
+
     def test_a_migration_that_was_killed_goes_on_and_no_run_writes_meanwhile(
         self, made: Output, out: Path, steps: None
     ) -> None:
@@ -303,6 +344,63 @@ class TestOurs:
         ours.require_ours(f"{tmp_path}/new")
         (tmp_path / "new" / "contract.json").unlink()
         ours.require_ours(f"{tmp_path}/new")
+
+    @pytest.mark.parametrize("left", [0, 1])
+    def test_an_output_that_lost_its_manifests_is_not_taken_for_a_new_one(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+    ) -> None:
+        """A night read every image anew, and removed the other tables: nothing named them."""
+        for n in range(6):
+            draw(tmp_path / "in" / f"{n}.png", n)
+        night(tmp_path / "in", tmp_path / "out", tiny, max_images=1)
+        out = tmp_path / "out"
+        monkeypatch.setattr(ours, "FEW", 3)
+        ours.require_kept(str(out))
+        for path in files(out, "manifest")[left:]:
+            path.unlink()
+        before = stands(out)
+        done = clipcap("shard", tmp_path / "in", out, "--no-server")
+        assert done.code == 2
+        assert "the manifests of 6 shards that the run run-" in done.err
+        assert f"but {6 - left} are gone" in done.err
+        assert stands(out) == before
+        assert f"remove {url(out)}/_latest.json" in done.err
+        (out / "_latest.json").unlink()
+        _, published = night(tmp_path / "in", out, tiny, max_images=1)
+        assert published.live == 6
+        assert verify.verify(str(out)).problems == ()
+
+    def test_shards_that_a_run_has_retired_are_not_missed(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Everything was uploaded anew, and the night ended before it published."""
+        source, out = tmp_path / "in", storage.canonical(f"{tmp_path}/out")
+        for n in range(6):
+            draw(source / f"{n}.png", n)
+        night(source, out, tiny, max_images=1)
+        monkeypatch.setattr(ours, "FEW", 3)
+        for n in range(6):
+            draw(source / f"{n}.png", n + 50)
+        plan = shard_night(str(source), out, ShardSettings(), dt="2026-11-21")
+        assert len(plan.retired) == 6
+        ours.require_kept(out)
+
+    def test_what_is_being_forgotten_is_not_missed(self, tiny: Tiny, tmp_path: Path) -> None:
+        """The tars are searched for hours, and who is told to restore them would undo it."""
+        out = storage.canonical(f"{tmp_path}/out")
+        draw(tmp_path / "in" / "a.png", 1)
+        night(tmp_path / "in", out, tiny)
+        files(tmp_path / "out", "manifest")[0].unlink()
+        with pytest.raises(SettingsError, match="1 are gone"):
+            ours.require_kept(out)
+        storage.write(f"{layout.unfinished(out)}/0.json", b"{}")
+        ours.require_kept(out)
+
+    def test_few_manifests_that_are_gone_are_left_to_verify(self, made: Output, out: Path) -> None:
+        files(out, "manifest")[0].unlink()
+        ours.require_kept(str(out))
+        (out / "_latest.json").write_text("{")
+        ours.require_kept(str(out))
 
     def test_a_source_and_its_output_are_two_places(self, made: Output, tmp_path: Path) -> None:
         source = str(made.source)

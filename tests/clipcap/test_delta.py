@@ -273,7 +273,7 @@ def test_what_cannot_be_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.M
         delta.require("memory://somewhere")
     delta.require(str(tmp_path))
     monkeypatch.setattr(delta, "find_spec", lambda _name: None)
-    with pytest.raises(SettingsError, match=r"pip install 'clipcap\[delta\]'"):
+    with pytest.raises(SettingsError, match="pip install deltalake"):
         delta.require(str(tmp_path))
 
 

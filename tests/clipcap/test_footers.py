@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,6 +11,7 @@ import pytest
 
 from clipcap import commits, layout, storage, tables
 from clipcap.footers import Footers
+from clipcap.storage import ObjectInfo
 from tests.nights import Tiny, draw, make_tiny, night
 
 
@@ -47,6 +50,48 @@ def test_an_object_that_was_written_since_is_asked(out: str) -> None:
     assert asked(out) == [url.removeprefix(f"{out}/")]
     found = Footers(out).of(layout.folder_of(url))[layout.shard_of(url)]
     assert (found.rows, found.metadata["members"]) == (1, "others")
+
+
+def test_an_object_of_a_store_that_tells_no_time_is_asked(out: str) -> None:
+    """Without it an etag is made of the size: another object of the same size looks the same."""
+    real = storage.listed
+
+    def timeless(url: str) -> list[ObjectInfo]:
+        return [replace(info, modified_at=None) for info in real(url)]
+
+    with patch.object(storage, "listed", timeless):
+        assert len(asked(out)) == 12
+
+
+@pytest.fixture
+def timeless() -> Iterator[None]:
+    """A store that tells no time, and of versions no more than that there is an object."""
+    real = storage.listed
+
+    def listed(url: str) -> list[ObjectInfo]:
+        return [replace(info, modified_at=None, etag="0") for info in real(url)]
+
+    with patch.object(storage, "listed", listed):
+        yield
+
+
+def test_where_no_time_is_told_an_object_is_asked_once_in_a_life(out: str, timeless: None) -> None:
+    looked = Footers(out)
+    with patch.object(commits, "find", side_effect=commits.find) as found:
+        looked.of(layout.table(out, "manifest"))
+        assert len(looked.entries()) == len(looked.entries())
+    assert len(found.call_args_list) == 12
+
+
+def test_where_no_time_is_told_what_a_caller_may_have_written_is_asked_again(
+    out: str, timeless: None
+) -> None:
+    looked = Footers(out)
+    for info, there in looked.commits(storage.listed(layout.table(out, "captions"))):
+        assert there is not None
+        commits.republish(there, info.url, tables.read(info.url), members="new", run_id="later")
+    told = [one["members"] for one in looked.entries() if one["url"].startswith("captions/")]
+    assert told == ["new"] * 3
 
 
 def test_a_list_says_of_each_object_what_its_footer_says(out: str) -> None:

@@ -39,19 +39,24 @@ def test_outcomes_come_back_as_they_were_told(group: Group) -> None:
     assert (list(group.named), str(group)) == (SHARDS, "describe 2026-11-20/a and 1 more")
 
 
-def test_what_an_earlier_try_has_told_is_no_answer_of_a_later_one(group: Group) -> None:
-    """A process that is killed has told nothing; the failure before it still lies there."""
+def test_what_another_try_has_told_is_no_answer_of_this_one(group: Group) -> None:
+    """A process that is killed has told nothing; one that was taken for dead may tell late."""
     assert groups.read(group, "one") is None
     groups.write(
         group, Told(by="one", failure=Failure(kind="X", sentence="no", is_retryable=False))
     )
     assert groups.read(group, "two") is None
+    groups.write(group, Told(by="two", outcomes=(DONE,)))
+    groups.write(group, Told(by="one"))
+    told = groups.read(group, "two")
+    assert told is not None
+    assert told.outcomes == (DONE,)
 
 
 def test_the_object_lies_beside_the_plans_and_goes_with_them(group: Group) -> None:
     groups.write(group, Told(by="one"))
     assert [one.url for one in storage.listed(layout.plans_of(group.run))] == [
-        f"{group.out}/_plans/run-1/groups/{group.name}.json"
+        f"{group.out}/_plans/run-1/groups/{group.name}-one.json"
     ]
     plans.clear(group.run)
     assert storage.listed(layout.plans(group.out)) == []
@@ -78,7 +83,7 @@ def test_an_error_is_raised_again_with_its_sentence_and_whether_another_try_help
 
 
 def test_an_object_that_another_version_wrote_says_so(group: Group) -> None:
-    storage.write(layout.group(group.run, group.name), b'{"by": "one", "results": []}')
+    storage.write(layout.group(group.run, f"{group.name}-one"), b'{"by": "one", "results": []}')
     with pytest.raises(ClipcapError, match="another version"):
         groups.read(group, "one")
 
@@ -86,17 +91,19 @@ def test_an_object_that_another_version_wrote_says_so(group: Group) -> None:
 def test_other_code_than_planned_a_group_refuses_it(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups.require_same_code(group)
-    other = group.model_copy(update={"version": "9.9.9"})
+    def require(version: str, git_commit: str) -> None:
+        groups.require_same_code((version, git_commit), groups.code(), where="The worker")
+
+    require(group.version, group.git_commit)
     with pytest.raises(SettingsError, match=rf"clipcap 9\.9\.9.*but runs {clipcap.__version__}"):
-        groups.require_same_code(other)
+        require("9.9.9", group.git_commit)
 
     monkeypatch.setattr(commits, "git_commit", lambda: "2" * 40)
     with pytest.raises(
         SettingsError, match=r"git 111111111111\), but runs .*222222222222.*restart"
     ):
-        groups.require_same_code(group.model_copy(update={"git_commit": "1" * 40}))
-    groups.require_same_code(group.model_copy(update={"git_commit": ""}))  # an installed wheel
+        require(group.version, "1" * 40)
+    require(group.version, "")  # an installed wheel
 
 
 def test_a_group_that_nobody_planned_is_refused() -> None:

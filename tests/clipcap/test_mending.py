@@ -188,7 +188,7 @@ def test_no_key_of_a_url_is_written_down() -> None:
 def test_settings_of_a_source_that_do_not_fit_are_not_repeated(place: tuple[str, str]) -> None:
     source, out = place
     fill(source, {"ant.png": 1})
-    chosen = SETTINGS.model_copy(update={"options": {"storage_options": {"secret": "hunter2"}}})
+    chosen = SETTINGS.model_copy(update={"options": {"storage_options": {"user": "hunter2"}}})
     with pytest.raises(SettingsError, match=r"`storage_options`: Extra inputs") as refused:
         stage.plan(source, run=Run("r", out, DAY), settings=chosen)
     assert "hunter2" not in str(refused.value)

@@ -42,7 +42,7 @@ def test_without_the_package_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) 
     for found in (java.meteor(CAPTIONS, REFERENCES), java.spice(CAPTIONS, REFERENCES)):
         assert found.value is None
         assert found.per_image is None
-        assert "pip install 'clipcap[metrics]'" in found.reason
+        assert "`pip install pycocoevalcap`" in found.reason
 
 
 def test_without_java_there_is_a_reason(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from clipcap import storage
+from clipcap import forgotten, storage
 from clipcap.errors import SettingsError
+from clipcap.forgotten import Record
+from clipcap.keys import image_id
 from clipcap.stages.shard import ShardSettings
 from tests.nights import draw, shard_night
 from tests.tables import glob
@@ -37,6 +40,22 @@ class TestOnly:
         assert sorted(names) == [[day, f"{n}.png"] for day in ("01", "02") for n in range(3)]
         whole = shard_night(str(source), out, ShardSettings(), dt="2026-11-23")
         assert (whole.new, whole.changed, whole.deleted) == (0, 1, 1)
+
+    def test_an_image_that_must_not_be_there_leaves_in_the_folder_that_is_looked_at(
+        self, tmp_path: Path
+    ) -> None:
+        """A writer that was killed had let it in; nights of the folder alone published it again."""
+        source, out = tmp_path / "in", storage.canonical(f"{tmp_path}/out")
+        for day in ("01", "02"):
+            for n in range(2):
+                draw(source / day / f"{n}.png", int(day) * 10 + n)
+        shard_night(str(source), out, ShardSettings())
+        uri = f"{storage.canonical(str(source))}/01/0.png"
+        found: dict[str, tuple[str, ...]] = {image_id(uri): ()}
+        forgotten.keep_out(out, Record(at=datetime(2026, 11, 21, tzinfo=UTC), images=found))
+        shard_night(str(source), out, ShardSettings(only="01"), dt="2026-11-21")
+        left = sorted(row["source_uri"][-8:] for row in glob(out, "manifest").to_pylist())
+        assert left == ["01/1.png", "02/0.png", "02/1.png"]
 
     @pytest.mark.parametrize("only", ["../in", "01/../../x", ".."])
     def test_a_folder_that_is_not_below_the_source_is_refused(

@@ -21,11 +21,13 @@ from clipcap import embedding, gate, layout, manifest, storage, tables, verify
 from clipcap.encoders import openclip
 from clipcap.encoding import Encoder
 from clipcap.errors import ClipcapError, SettingsError, TooManyRejectsError
+from clipcap.footers import Footers
 from clipcap.labels import bank, sets
-from clipcap.layout import Run
+from clipcap.layout import Run, Table
 from clipcap.outcomes import Night
 from clipcap.stages import caption, label, publish, shard
 from clipcap.stages.publish import PublishSettings
+from clipcap.storage import ObjectInfo
 from tests.nights import Tiny, draw, make_tiny, night, over
 
 
@@ -147,6 +149,56 @@ def test_a_renamed_or_copied_image_is_neither_embedded_nor_captioned_again(
         assert row["source_uri"] == live[row["image_id"]]["source_uri"]
         assert row["caption_raw"] == contents[row["content_sha256"]]
     assert verify.verify(str(out)).problems == ()
+
+
+@pytest.mark.parametrize("name", ["embeddings", "captions"])
+def test_a_damaged_table_that_could_have_given_rows_is_passed_over(
+    place: tuple[Path, Path], tiny: Tiny, name: Table
+) -> None:
+    """What a renamed image has elsewhere only saves work; it must not end the night."""
+    source, out = place
+    night(source, out, tiny)
+    for path in (out / name).rglob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:-9])
+    for path in sorted(source.iterdir()):
+        path.rename(source / f"moved-{path.name}")
+    _, published = night(source, out, tiny, dt="2026-11-21")
+    assert published.live == 6
+    assert len(glob(out, name)) == 6
+    assert verify.verify(str(out)).problems == ()
+
+
+def test_an_output_that_lost_tars_is_not_published(place: tuple[Path, Path], tiny: Tiny) -> None:
+    source, out = place
+    night(source, out, tiny)
+    url = storage.canonical(str(out))
+    before = (out / "_latest.json").read_bytes()
+    for path in (out / "shards").rglob("*.tar"):
+        path.unlink()
+    with pytest.raises(ClipcapError, match=r"2 of 2 shards lack their tar, such as .*\.tar"):
+        night(source, out, tiny, dt="2026-11-21")
+    assert (out / "_latest.json").read_bytes() == before
+    verify.repair(verify.verify(str(out)), apply=True)
+    publish._require_tars(url, Footers(url))  # a night of another folder of the source
+    _, published = night(source, out, tiny, dt="2026-11-22")
+    assert published.live == 6
+    assert verify.verify(str(out)).problems == ()
+
+
+def test_a_tar_that_another_run_has_just_written_is_not_lost(
+    place: tuple[Path, Path], tiny: Tiny
+) -> None:
+    """Tars are listed before manifests are: what is written between the two has no tar yet."""
+    source, out = place
+    night(source, out, tiny)
+    url = storage.canonical(str(out))
+    real = storage.listed
+
+    def late(where: str) -> list[ObjectInfo]:
+        return [] if where == layout.tars(url) else real(where)
+
+    with patch.object(storage, "listed", late):
+        publish._require_tars(url, Footers(url))
 
 
 def test_a_version_that_is_only_alike_gives_no_image_anothers_rows(

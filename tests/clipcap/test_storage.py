@@ -7,12 +7,16 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import fsspec
 import pyarrow as pa
 import pytest
 
-from clipcap import storage
+from clipcap import filesystems, storage
 from clipcap.errors import NotFoundError, SettingsError, StorageError
 
 ODD_NAMES = [
@@ -263,3 +267,28 @@ def largest_file(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("said", "etag", "is_old"),
+    [
+        ({"mtime": 1_700_000_000}, "3-1700000000", True),
+        ({"mtime": datetime(2023, 11, 14, tzinfo=UTC)}, "3-2023-11-14 00:00:00+00:00", True),
+        ({"mtime": 1_700_000_000, "ETag": '"a"'}, "a", True),
+        ({"mtime": 1e15}, "3-1000000000000000.0", False),
+        ({"mtime": "yesterday"}, "3-yesterday", False),
+        ({"mtime": 0}, "3-0", False),
+        ({}, "3-0", False),
+        ({"created": 1_700_000_000.5, "mtime": 5}, "3-1700000000.5", True),
+    ],
+)
+def test_a_filesystem_that_tells_only_mtime_tells_a_time(
+    said: dict[str, Any], etag: str, is_old: bool
+) -> None:
+    """So do SFTP, HDFS and SMB; their etags stay as they were, or every image looks changed."""
+    place = filesystems.FsspecPlace("memory://x", fsspec.filesystem("memory"), 9.0)
+    with patch.object(place.filesystem, "info", lambda _: {"type": "file", "size": 3} | said):
+        found = place.info()
+    assert found is not None
+    assert found.etag == etag
+    assert storage.is_left_over(found) == is_old

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcap import shards, storage
+from clipcap import containers, objects, shards, storage
 from clipcap.errors import NotFoundError, SettingsError, StorageError
 from clipcap.sample import Sample
 from clipcap.sources import tars
@@ -344,3 +346,24 @@ def test_the_web_gives_members_by_range(large: Files) -> None:
         web.has_ranges = False
         with pytest.raises(StorageError, match="sends the whole"):
             listed(f"{web.url}/a.tar")
+
+
+def test_of_a_bucket_of_images_only_the_tars_are_held(tmp_path: Path) -> None:
+    """400 bytes for each object: gigabytes for a source of millions, of which a few are tars."""
+    for name in ("in/b.tar", "in/A.TAR", "other/c.tar", "out/d.tar"):
+        written(tmp_path, tar_of({"a.png": picture(1)}), name)
+    for n in range(50):
+        written(tmp_path, b"", f"in/{n}.png")
+    made: list[str] = []
+
+    def info(*said: Any) -> storage.ObjectInfo:  # noqa: ANN401
+        made.append(said[0])
+        return storage.ObjectInfo(*said)
+
+    with patch.object(objects, "ObjectInfo", info):
+        some = containers.archives(f"{tmp_path}/*", ".tar", leave_out=f"{tmp_path}/out")
+    urls = [storage.canonical(f"{tmp_path}/{name}") for name in ("in/A.TAR", "in/b.tar")]
+    assert [one.url for one in some] == [*urls, storage.canonical(f"{tmp_path}/other/c.tar")]
+    assert len(made) == 4
+    some = containers.archives(f"{tmp_path}/in/*", ".tar")
+    assert [one.url for one in some] == urls

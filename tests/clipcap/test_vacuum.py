@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from clipcap import layout, manifest, s3, storage
-from clipcap.errors import ClipcapError
+from clipcap.errors import ClipcapError, DamagedError
 from clipcap.layout import Run, Shard
 from clipcap.settings import digest
 from clipcap.stages.vacuum import Vacuumed, VacuumSettings, vacuum
@@ -130,6 +130,7 @@ def litter(place: Place) -> set[str]:
         layout.labels("", GONE, label_set="l"),
         layout.plan(run, GONE),
         layout.retirement(run, GONE),
+        layout.group(run, "describe-0123456789abcdef"),
         layout.run_manifest("", "killed"),
         layout.report(run),
         layout.listing("", "s3://other", container="a.tar", etag="1"),
@@ -192,6 +193,15 @@ def test_what_a_kept_list_names_stays(own: Place) -> None:
     assert path in paths(own)
     clean(own, keep=1)
     assert path not in paths(own)
+
+
+def test_a_list_that_cannot_be_read_keeps_everything_and_is_named(own: Place) -> None:
+    litter(own)
+    storage.write(layout.run_manifest(own.url, "torn"), b'{"objects": [')
+    before = paths(own)
+    with pytest.raises(DamagedError, match=r"torn\.json must be a whole list of objects"):
+        clean(own)
+    assert paths(own) == before
 
 
 def test_the_listing_of_a_source_that_is_still_there_stays(own: Place) -> None:

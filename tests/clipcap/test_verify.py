@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
 
 from clipcap import storage, tables, verify
 from clipcap.errors import NotFoundError
+from clipcap.litter import KEEP
 from clipcap.verify import Mode, Verification
 from tests import outputs
 from tests.outputs import Output
@@ -288,3 +291,42 @@ def test_it_says_in_a_line_what_was_looked_at(made: Output) -> None:
     problem = verify.Problem("captions/x", "schema", "It lacks a column.")
     assert str(problem) == "error: captions/x: It lacks a column."
     assert not replace(found, problems=(problem,)).ok
+
+
+def test_of_many_lists_only_the_last_are_read_unless_all_is(out: Path) -> None:
+    """Each names every object: after a year of nights they are gigabytes."""
+    newest = json.loads((out / "_latest.json").read_text())["run_id"]
+    there = len(list((out / "_manifests").iterdir()))
+    for n in range(12):
+        copy = out / "_manifests" / f"r{n:02}.json"
+        shutil.copy(out / "_manifests" / f"{newest}.json", copy)
+        os.utime(copy, (n, n))
+
+    def read(mode: Mode) -> list[str]:
+        with patch.object(storage, "read", side_effect=storage.read) as found:
+            assert check(out, mode).problems == ()
+        urls = {call.args[0] for call in found.call_args_list}
+        return sorted(url.rpartition("/")[2] for url in urls if "/_manifests/" in url)
+
+    last = read("fast")
+    assert len(last) == KEEP
+    assert f"{newest}.json" in last
+    assert f"r{11:02}.json" in last
+    assert "r00.json" not in last
+    assert len(read("full")) == 12 + there
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"objects": 1}', '{"objects": [{"url": 1}]}'])
+def test_a_damaged_list_of_an_earlier_run_is_named_and_goes(out: Path, text: str) -> None:
+    lists = sorted((out / "_manifests").iterdir(), key=lambda path: path.stat().st_mtime)
+    newest = json.loads((out / "_latest.json").read_text())["run_id"]
+    older = next(path for path in lists if path.stem != newest)
+    older.write_text(text)
+    found = check(out)
+    assert [(one.place, one.kind) for one in found.problems] == [
+        (f"_manifests/{older.name}", "unreadable")
+    ]
+    assert not found.ok
+    verify.repair(found, apply=True)
+    assert not older.exists()
+    assert check(out).problems == ()

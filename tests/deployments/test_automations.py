@@ -30,6 +30,7 @@ FILE = FOLDER / "automations.yaml"
 WRITTEN: list[dict[str, Any]] = yaml.safe_load(FILE.read_text())["automations"]
 NAMES = [one["name"] for one in WRITTEN]
 HAPPENS_WITHIN_S = 60.0
+SOME = UUID(int=2)
 
 
 @pytest.fixture
@@ -236,7 +237,27 @@ def test_no_completed_night_for_too_long_is_noticed(
     assert "no night was completed" in hook.said[0]
 
 
-def tell_completed() -> None:
+def test_each_deployment_of_nights_has_a_clock_of_its_own(
+    client: SyncPrefectClient, hook: Hook, tmp_path: Path
+) -> None:
+    """One that completes every day must not speak for another that stopped."""
+    one = next(one for one in WRITTEN if "26 hours" in one["name"])
+    quick = {**one, "trigger": {**one["trigger"], "within": 10}}
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump({"automations": [quick]}))
+    apply("--notify", "custom-webhook/tests", tmp_path / "quick.yaml")
+    flow = client.create_flow_from_name("nightly")
+    alive, silent = (client.create_deployment(flow, name) for name in ("alive", "silent"))
+    time.sleep(2)  # the server's triggers learn of it
+    tell_completed(silent)
+    deadline = time.monotonic() + HAPPENS_WITHIN_S
+    while not hook.said and time.monotonic() < deadline:
+        tell_completed(alive)
+        time.sleep(2)
+    (said,) = hook.said
+    assert "The last one of silent was" in said
+
+
+def tell_completed(deployment: UUID = SOME) -> None:
     """Say what the server says when a run of a night ends."""
     emit_event(
         "prefect.flow-run.Completed",
@@ -244,7 +265,7 @@ def tell_completed() -> None:
         related=[
             {"prefect.resource.id": "prefect.tag.nightly", "prefect.resource.role": "tag"},
             {
-                "prefect.resource.id": f"prefect.deployment.{UUID(int=2)}",
+                "prefect.resource.id": f"prefect.deployment.{deployment}",
                 "prefect.resource.role": "deployment",
             },
         ],

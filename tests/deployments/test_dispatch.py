@@ -11,21 +11,24 @@ from contextvars import copy_context
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Crashed, Failed
 
-from clipcap import commits, layout, manifest, storage, tables, verify
-from clipcap.errors import PartitionsFailedError, SettingsError, StorageError
+from clipcap import commits, groups, layout, manifest, storage, tables, verify
+from clipcap.errors import ClipcapError, PartitionsFailedError, SettingsError, StorageError
+from clipcap.layout import Run, Shard
 from clipcap.planning import PackSettings
 from clipcap.stages.label import LabelSettings
 from clipcap.stages.shard import ShardSettings
 from flows.nightly import nightly
 from flows.settings import DispatchSettings, NightlySettings
 from flows.shard import shard
+from tasks import dispatch
 from tests.architecture.tree import ROOT
 from tests.flows.test_nightly import spoil_one_tar
 from tests.nights import Tiny, draw, make_tiny
@@ -72,8 +75,7 @@ def drawings(tmp_path: Path) -> Path:
 def deployed(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What sharing a night needs of prefect.yaml, deployed."""
     folder = tmp_path_factory.mktemp("deployed")
-    for pool in ("cpu-pool", "gpu-pool"):
-        prefect_server.run("work-pool", "create", pool, "--type", "process", "--overwrite")
+    prefect_server.make_pools("cpu-pool", "gpu-pool")
     file = str(ROOT / "deployments" / "prefect.yaml")
     places = {"CLIPCAP_SOURCE": "s3://nowhere/in", "CLIPCAP_OUT": "s3://nowhere/out"}
     names = [part for name in DEPLOYMENTS for part in ("--name", name)]
@@ -277,6 +279,19 @@ def test_a_group_that_fails_is_named_and_the_others_keep_their_commits(
     assert len(glob(out, "embeddings")) == IMAGES - 2
     states = {row["flow"]: row["state"] for row in glob(out, "runs").to_pylist()}
     assert states == {"shard": "Completed", "nightly": "Failed"}
+
+
+@pytest.mark.parametrize(("state", "retryable"), [(Failed, False), (Crashed, True)])
+def test_of_a_run_that_told_nothing_only_a_crash_is_worth_another_try(
+    tmp_path: Path, state: Callable[..., State[Any]], retryable: bool
+) -> None:
+    """Settings that do not fit here do not the next time, and each try is a process."""
+    shards = [Shard("2026-11-20", "a")]
+    group = groups.of(shards, "describe", Run("run", storage.canonical(str(tmp_path)), ""))
+    child = FlowRun(flow_id=uuid4(), state=state(message="no space left"))
+    with pytest.raises(ClipcapError, match="no space left, and has told nothing") as told:
+        dispatch._told(group, child)
+    assert told.value.retryable == retryable
 
 
 def test_a_worker_with_another_version_of_the_code_refuses(

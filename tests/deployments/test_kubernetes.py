@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
 
 from tests.deployments.files import KUBERNETES, README, objects
 
@@ -72,6 +74,18 @@ def test_each_pool_has_a_worker_and_the_gpu_one_a_gpu() -> None:
         assert f"--pool {kind}-pool" in commands[f"worker-{kind}"]
     assert limits["worker-gpu"]["nvidia.com/gpu"] == 1
     assert "nvidia.com/gpu" not in limits["worker-cpu"]
+
+
+def test_the_server_forgets_old_runs_as_the_one_of_the_readme_does() -> None:
+    """Prefect keeps every run for ever unless it is told otherwise."""
+    name = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+    server = next(pod for named, pod in pods() if named == "prefect-server")
+    (said,) = [one["value"] for one in server["containers"][0]["env"] if one["name"] == name]
+    assert re.findall(rf"^{name}=(.*)$", README, re.M) == [said]
+    found = ServerServicesDBVacuumSettings(enabled=said)
+    assert found.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
+    assert found.retention_period.days == 90
+    assert "Runs older than 90 days leave the database" in README
 
 
 @pytest.mark.parametrize("overlay", ["dev", "prod"])

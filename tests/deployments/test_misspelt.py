@@ -13,7 +13,7 @@ from tests.prefect_servers import PrefectServer
 @pytest.fixture(scope="module")
 def deployed(prefect_server: PrefectServer) -> PrefectServer:
     """A server with the nightly deployment; no worker."""
-    prefect_server.run("work-pool", "create", "cpu-pool", "--type", "process", "--overwrite")
+    prefect_server.make_pools("cpu-pool")
     places = {"CLIPCAP_SOURCE": "/nowhere/in", "CLIPCAP_OUT": "/nowhere/out"}
     file = str(ROOT / "deployments" / "prefect.yaml")
     prefect_server.run(

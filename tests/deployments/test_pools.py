@@ -32,6 +32,13 @@ def test_every_variable_is_explained(kind: str) -> None:
 
 
 @each
+def test_no_example_of_prefects_own_template_is_left(kind: str) -> None:
+    """They name images of others, on servers of others."""
+    properties: dict[str, Any] = pool(kind)["variables"]["properties"]
+    assert [name for name, found in properties.items() if "examples" in found] == []
+
+
+@each
 def test_runs_have_the_environment_of_the_deployments(kind: str) -> None:
     given = pool(kind)["variables"]["properties"]["env"]["default"]
     wanted = PREFECT["definitions"]["environment"]

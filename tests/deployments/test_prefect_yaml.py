@@ -125,4 +125,4 @@ def test_the_readme_says_which_variables_are_read_when_deploying() -> None:
     text = FILE.read_text()
     readme = (FILE.parent / "README.md").read_text()
     for name in set(re.findall(r"{{ \$(\w+) }}", text)):
-        assert f"export {name}=" in readme, name
+        assert f"\n{name}=" in readme, name

@@ -43,11 +43,7 @@ def test_a_night_on_postgresql_behind_a_login_is_scheduled_and_run(tmp_path: Pat
             PREFECT_API_DATABASE_CONNECTION_URL=database,
         ) as server,
     ):
-        for pool in ("cpu-pool", "gpu-pool"):
-            server.run(
-                "work-pool", "create", pool, "--type", "process", "--overwrite",
-                "--base-job-template", str(FOLDER / "pools" / "process.json"),
-            )  # fmt: skip
+        server.make_pools("cpu-pool", "gpu-pool")
         prefect = ("--prefect-file", "deployments/prefect.yaml")
         server.run("deploy", *prefect, "--all", cwd=ROOT, **places)
         with temporary_settings({PREFECT_API_URL: server.url}):

@@ -31,7 +31,7 @@ def places_with(folder: Path, secret: str) -> list[str]:
 @pytest.fixture(scope="module")
 def deployed(prefect_server: PrefectServer) -> str:
     """A deployment of the nightly flow, which nobody works on."""
-    prefect_server.run("work-pool", "create", "secrets-pool", "--type", "process")
+    prefect_server.make_pools("secrets-pool")
     prefect_server.run(
         "deploy", "flows/nightly.py:nightly", "--name", "secrets", "--pool", "secrets-pool",
         "--param", "source=in", "--param", "out=out", cwd=ROOT,
@@ -47,6 +47,8 @@ def deployed(prefect_server: PrefectServer) -> str:
         f"source={SIGNED}",
         "settings=" + json.dumps({"label": {"label_sets": ["scene_things", SIGNED]}}),
         "settings=" + json.dumps({"shard": {"options": {"base": URL}}}),
+        "settings=" + json.dumps({"shard": {"options": {"secret": CANARY}}}),
+        "settings=" + json.dumps({"publish": {"sinks": {"coco": {"sas_token": CANARY}}}}),
         "settings=" + json.dumps({"embed": {"model": SIGNED}}),
         "settings=" + json.dumps({"drift": {"canaries": SIGNED}}),
     ],

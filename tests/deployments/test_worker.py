@@ -36,14 +36,10 @@ def deployed(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("deployed")
     for n in range(5):
         draw(folder / "in" / f"drawing-{n}.png", n)
-    for pool in ("cpu-pool", "gpu-pool"):
-        prefect_server.run(
-            "work-pool", "create", pool, "--type", "process", "--overwrite", "--base-job-template",
-            str(ROOT / "deployments" / "pools" / "process.json"),
-        )  # fmt: skip
+    prefect_server.make_pools("cpu-pool", "gpu-pool")
     file = str(ROOT / "deployments" / "prefect.yaml")
     places = {"CLIPCAP_SOURCE": f"{folder}/in", "CLIPCAP_OUT": f"{folder}/out"}
-    places["CLIPCAP_DEV_OUT"] = f"{folder}/dev"
+    places |= {"CLIPCAP_DEV_OUT": f"{folder}/dev", "CLIPCAP_IMAGE": "clipcap:4f2a"}
     said = prefect_server.run(
         "deploy", "--prefect-file", file, "--all", cwd=ROOT, CLIPCAP_ROOT=str(ROOT), **places
     )
@@ -68,6 +64,17 @@ def test_a_deployed_night_is_scheduled_for_the_nights_to_come(
     assert {run.deployment_id for run in found} == {night.id}
     assert all(start is not None and start > datetime.now(UTC) for start in starts)
     assert {(start.hour, start.minute) for start in starts if start} == {(1, 30)}
+
+
+def test_containers_are_of_the_commit_that_was_deployed(
+    deployed: Path, recorded: PrefectServer
+) -> None:
+    with get_client(sync_client=True) as client:
+        images = {
+            name: client.read_deployment_by_name(name).job_variables["image"]
+            for name in ("nightly/nightly", "nightly/nightly-dev", "group/group")
+        }
+    assert list(images.values()) == ["clipcap:4f2a-cpu", "clipcap:4f2a-cpu", "clipcap:4f2a-gpu"]
 
 
 def test_a_night_run_by_a_worker_is_completed_and_its_files_are_there(

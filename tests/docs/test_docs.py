@@ -13,7 +13,10 @@ from clipcap import errors
 from flows.cli import COMMANDS, Commands
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])
+FOLDERS = ("docs", "bench", "deployments")
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))]
+)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 
@@ -52,6 +55,15 @@ def test_a_command_in_the_readme_exists_with_its_options(line: str) -> None:
 def test_a_target_in_the_readme_exists(line: str) -> None:
     target = shlex.split(line, comments=True)[1]
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_nobody_is_told_to_install_a_package_of_our_name() -> None:
+    """A registry may have a stranger's of that name: it is installed from the checkout."""
+    sources = [
+        path for name in ("clipcap", "tasks", "flows") for path in (ROOT / name).rglob("*.py")
+    ]
+    asked = re.compile(r"pip install[^\n`]*[ '\"]clipcap\b(?!/)")
+    assert [str(path) for path in [*PAGES, *sources] if asked.search(path.read_text())] == []
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from clipcap import storage
+from clipcap import holdings, leases, storage
+from clipcap.errors import LeaseError
 from flows.cli import cli
 from tests.nights import make_tiny, things
 
@@ -52,6 +53,18 @@ def test_an_image_goes_is_listed_and_comes_back(out: Path, tmp_path: Path) -> No
     assert "1 kept out." in typed(out, "--list")
     assert row["name"] in typed(out, "--allow", path)
     assert "0 kept out." in typed(out, "--list")
+
+
+def test_nobody_is_let_in_beside_another_run(out: Path) -> None:
+    path = out.parent / "in/4.png"
+    typed(out, path, "--yes")
+    with leases.held(str(out), what="a night", run_id="night-1"):
+        done = CliRunner().invoke(cli, ["forget", str(out), "--allow", str(path)])
+        assert isinstance(done.exception, LeaseError)
+        assert "1 kept out." in typed(out, "--list")
+    assert "-" not in typed(out, "--allow", path)
+    held = holdings.held(storage.canonical(str(out)))
+    assert all(held.is_told(shard) for shard in held.live)
 
 
 def test_what_is_left_ends_with_1(out: Path) -> None:

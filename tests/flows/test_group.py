@@ -101,7 +101,7 @@ def test_a_group_planned_by_other_code_is_refused_with_what_to_do(
     run = Run("run-1", storage.canonical(str(tmp_path / "out")), "2026-11-21")
     work = groups.of([Shard("2026-11-21", "a")], "describe", run)
     work = work.model_copy(update={"version": "0.0.1"})
-    with pytest.raises(SettingsError, match="restart the worker"):
+    with pytest.raises(SettingsError, match="restart it"):
         group.fn(work, settings)
     assert told(work).failure is not None
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -19,7 +20,7 @@ from tests.flows.test_in_prefect import wait_for_lines
 from tests.prefect_servers import PrefectServer
 from tests.tables import differences
 
-ray = pytest.importorskip("prefect_ray", reason="needs the extra: pip install 'clipcap[ray]'")
+ray = pytest.importorskip("prefect_ray", reason="needs the extra `ray`: pip install prefect-ray")
 
 
 @pytest.mark.slow
@@ -28,21 +29,10 @@ def test_a_night_on_two_nodes_of_which_one_dies_is_that_of_one_process(
 ) -> None:
     """Ray's own choice for a task that claims a GPU is a process, and so a model, for each."""
     nightly.fn(str(drawings), str(tmp_path / "local"), settings)
-    (tmp_path / "settings.json").write_text(settings.model_dump_json())
     out = str(tmp_path / "out")
-    command = [sys.executable, "-m", "tests.rayed", str(drawings), out]
 
-    done = subprocess.run(
-        [*command, str(tmp_path / "settings.json"), "embed"],
-        env=recorded.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    told = rayed(tmp_path, settings, recorded, str(drawings), "embed")
 
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
     assert told["state"] == "Completed", told
     assert differences(out, str(tmp_path / "local")) == []
     assert verify.verify(out).problems == ()
@@ -52,12 +42,60 @@ def test_a_night_on_two_nodes_of_which_one_dies_is_that_of_one_process(
     assert 1 <= loads <= 4  # two nodes, each with a process for GPUs and one without
 
 
+@pytest.mark.slow
+def test_a_process_that_always_ends_is_a_lost_worker(
+    tmp_path: Path, settings: NightlySettings, recorded: PrefectServer
+) -> None:
+    """Ray's own error is a traceback of its own."""
+    told = rayed(tmp_path, settings, recorded, "", "dies")
+    assert told.startswith("WorkerLostError: A node of the Ray cluster, or its process, ended")
+    assert "4 times" in told
+
+
+@pytest.mark.slow
+def test_a_node_with_other_code_is_refused(
+    drawings: Path, tmp_path: Path, settings: NightlySettings, recorded: PrefectServer
+) -> None:
+    told = rayed(tmp_path, settings, recorded, str(drawings), "other-code")
+    assert told["state"] == "Failed"
+    assert "must run the code that planned the night" in told["message"]
+    assert "git 000000000000" in told["message"]
+    assert not (tmp_path / "out" / "shards").exists()
+
+
+def rayed(
+    folder: Path, settings: NightlySettings, recorded: PrefectServer, source: str, how: str
+) -> Any:  # noqa: ANN401 - JSON
+    """Run `tests/rayed.py`, and return what it says."""
+    (folder / "settings.json").write_text(settings.model_dump_json())
+    out = str(folder / "out")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.rayed", source, out, str(folder / "settings.json"), how],
+        env=recorded.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_a_run_that_nobody_records_cannot_go_to_ray(
     drawings: Path, tmp_path: Path, settings: NightlySettings
 ) -> None:
     on = NightlySettings.model_validate({**settings.model_dump(), "ray": {}})
     with pytest.raises(SettingsError, match="--no-server"):
         nightly.fn(str(drawings), str(tmp_path / "out"), on)
+
+
+def test_a_device_that_nodes_have_need_not_be_here(
+    drawings: Path, tmp_path: Path, settings: NightlySettings
+) -> None:
+    """A head without a GPU refused nights for a cluster that has many."""
+    value = {**settings.model_dump(), "ray": {}, "speed": {"device": "cuda:7"}}
+    with pytest.raises(SettingsError, match="--no-server"):
+        nightly.fn(str(drawings), str(tmp_path / "out"), NightlySettings.model_validate(value))
 
 
 def test_a_cluster_without_room_for_a_partition_is_refused(

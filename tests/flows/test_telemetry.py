@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from clipcap.outcomes import Night
 from flows import _spans, _telemetry
 from flows.nightly import nightly
 from flows.settings import NightlySettings
+from tests.architecture.tree import ROOT
 
 NIGHT = Night(Run("r", "file:///out", "2026-11-20"), "nightly", "test", 0.0, "{}")
 
@@ -142,13 +144,35 @@ def test_a_collector_that_is_not_there_costs_a_run_a_few_seconds_at_most(
     assert time.monotonic() - began < 4
 
 
+def test_a_collector_that_never_answers_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Spans and counters share the five seconds: one after the other, they took ten."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(
+            "OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
+        monkeypatch.setattr(_spans, "CLOSE_S", 3.0)
+        (spans,) = _telemetry.telemetry(NIGHT)
+        began = time.monotonic()
+        spans.begin("shard")
+        spans.finish(NIGHT, None)
+        assert 2.9 < time.monotonic() - began < 5
+
+
+def test_the_guide_says_how_long_a_silent_collector_takes() -> None:
+    words = {5.0: "five", 10.0: "ten"}
+    guide = (ROOT / "deployments" / "README.md").read_text()
+    assert f"costs at most {words[_spans.CLOSE_S]} seconds at the end of a run" in guide
+
+
 def test_without_the_extra_a_run_says_so_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(_telemetry, "_is_installed", lambda _name: False)
     assert _telemetry.telemetry(NIGHT) == []
-    assert "pip install 'clipcap[telemetry]'" in caplog.text
+    assert "pip install opentelemetry-sdk opentelemetry-exporter" in caplog.text
 
 
 def metrics(file: Path) -> dict[tuple[str, ...], float]:
