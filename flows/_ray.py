@@ -22,6 +22,7 @@ from pydantic import Field
 from clipcap import alive, groups
 from clipcap.errors import DeviceError, SettingsError, WorkerLostError
 from clipcap.settings import Settings
+from tasks._task import needs_gpu
 
 if TYPE_CHECKING:
     from prefect_ray import RayTaskRunner
@@ -99,7 +100,7 @@ class Cluster:
         from prefect_ray.context import remote_options  # noqa: PLC0415 - an extra
 
         options: dict[str, Any] = {"num_cpus": self._cpus, "max_retries": _LOST_NODES}
-        if self._gpus and "gpu" in task.tags:
+        if self._gpus and needs_gpu(task):
             options |= {"num_gpus": self._gpus, "max_calls": 0}  # Ray's own choice is one call
         given = inspect.signature(task.fn).bind(*args, **kwargs).arguments
         with remote_options(**options):

@@ -26,6 +26,8 @@ T = TypeVar("T")
 RETRY_DELAYS_S: Final = (5.0, 30.0, 120.0)
 """Waits before the second, third and fourth try: a store's bad minute passes, a night does not."""
 
+_NEED_GPU: Final[set[str]] = set()  # the keys of tasks
+
 
 @dataclass(frozen=True, slots=True)
 class Partition:
@@ -61,15 +63,31 @@ def _should_retry(_task: object, _task_run: object, state: Any) -> bool:  # noqa
     return is_retryable(state.data)
 
 
-def task(*, run_name: str, tags: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make a Prefect task with this project's rules; `run_name` may name the task's parameters."""
-    return prefect_task(
-        task_run_name=run_name,
-        tags=tags,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=len(RETRY_DELAYS_S),
-        retry_delay_seconds=list(RETRY_DELAYS_S),
-        retry_jitter_factor=0.3,
-        retry_condition_fn=_should_retry,
-    )
+def task(*, run_name: str, needs_gpu: bool = False) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a Prefect task with this project's rules; `run_name` may name the task's parameters.
+
+    It has no tags: each run of a task with tags first asks the server for their limits, and one on
+    SQLite, which is writing down the task before, is asked again only two seconds later.
+    """
+
+    def made(function: Callable[P, R]) -> Task[P, R]:
+        found = prefect_task(
+            function,
+            task_run_name=run_name,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            retries=len(RETRY_DELAYS_S),
+            retry_delay_seconds=list(RETRY_DELAYS_S),
+            retry_jitter_factor=0.3,
+            retry_condition_fn=_should_retry,
+        )
+        if needs_gpu:
+            _NEED_GPU.add(found.task_key)
+        return found
+
+    return made
+
+
+def needs_gpu(task: Task[..., Any]) -> bool:
+    """Tell whether a task runs a model, and claims a GPU where there are some to be claimed."""
+    return task.task_key in _NEED_GPU

@@ -10,7 +10,7 @@ from clipcap.stages.caption import CaptionSettings, CaptionSpeed
 from tasks._task import Partition, task
 
 
-@task(run_name="caption {partition}", tags=("gpu",))
+@task(run_name="caption {partition}", needs_gpu=True)
 def caption_partition(
     partition: Partition,
     run: Run,

@@ -88,7 +88,7 @@ def watched() -> Iterator[None]:
         _WATCH.reset(token)
 
 
-@task(run_name="check {deployments}", tags=("cpu",))
+@task(run_name="check {deployments}")
 def check_workers(deployments: tuple[str, ...]) -> None:
     """Look whether groups can be given to workers, before any work."""
     if get_current_settings().api.url is None:
@@ -126,7 +126,7 @@ def _tell_missing_workers(client: SyncPrefectClient, pool: str) -> None:
         )  # fmt: skip
 
 
-@task(run_name="{order.phase} {partition}", tags=("dispatch",))
+@task(run_name="{order.phase} {partition}")
 def run_group(partition: Partition, order: Order) -> list[Outcome]:
     """Have a worker take a group of shards, and return what it did.
 

@@ -9,7 +9,7 @@ from clipcap.stages import embed as stage
 from tasks._task import Partition, task
 
 
-@task(run_name="embed {partition}", tags=("gpu",))
+@task(run_name="embed {partition}", needs_gpu=True)
 def embed_partition(
     partition: Partition, run: Run, settings: EmbedSettings, speed: Speed
 ) -> list[Outcome]:

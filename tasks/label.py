@@ -11,7 +11,7 @@ from clipcap.stages.label import LabelSettings
 from tasks._task import Partition, task
 
 
-@task(run_name="label {partition}", tags=("cpu",))
+@task(run_name="label {partition}")
 def label_partition(
     partition: Partition, run: Run, settings: LabelSettings, encoder: EmbedSettings
 ) -> list[Outcome]:

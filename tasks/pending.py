@@ -8,7 +8,7 @@ from clipcap.stages.pending import Looked, Wanted
 from tasks._task import task
 
 
-@task(run_name="look at the shards", tags=("cpu",))
+@task(run_name="look at the shards")
 def find_pending(run: Run, wanted: Wanted) -> Looked:
     """Look at every live shard: what is done, and what is to do."""
     return stage.look(run, wanted)

@@ -12,7 +12,7 @@ from clipcap.verify import ours
 from tasks._task import task
 
 
-@task(run_name="check {source} and {out}", tags=("cpu",))
+@task(run_name="check {source} and {out}")
 def check_places(source: str, out: str) -> None:
     """Look whether the source is there, and the output is ours and of this contract.
 
@@ -27,7 +27,7 @@ def check_places(source: str, out: str) -> None:
     _require_output(out)
 
 
-@task(run_name="check {out}", tags=("cpu",))
+@task(run_name="check {out}")
 def check_output(out: str) -> None:
     """Look whether the output is there, ours and of this contract."""
     if not out:
@@ -42,13 +42,13 @@ def _require_output(out: str) -> None:
     ours.require_kept(out)
 
 
-@task(run_name="check {out} for Delta", tags=("cpu",))
+@task(run_name="check {out} for Delta")
 def check_delta(out: str) -> None:
     """Look whether the store of the output keeps commits apart, and the library is here."""
     delta.require(out)
 
 
-@task(run_name="check {encoder.model}", tags=("cpu",))
+@task(run_name="check {encoder.model}")
 def check_models(
     encoder: EmbedSettings,
     captioner: CaptionSettings | None,

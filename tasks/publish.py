@@ -8,7 +8,7 @@ from clipcap.stages.publish import Published, PublishSettings
 from tasks._task import task
 
 
-@task(run_name="publish {night.run.run_id}", tags=("cpu",))
+@task(run_name="publish {night.run.run_id}")
 def publish_night(night: Night, settings: PublishSettings) -> Published:
     """Check that every shard is whole, then tell readers of it."""
     return stage.publish(night, settings=settings)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from prefect import flow, task
+from prefect import flow
 from ray.cluster_utils import Cluster
 
 from clipcap.layout import Shard
@@ -27,7 +27,7 @@ from flows._tell import LISTENER
 from flows.console import Lines
 from flows.nightly import nightly
 from flows.settings import NightlySettings
-from tasks._task import Partition
+from tasks._task import Partition, task
 
 NODE = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
 """A GPU that is only said to be there: how Ray hands it out is what matters."""
@@ -68,7 +68,7 @@ def main(source: str, out: str, settings: NightlySettings, kill: str) -> dict[st
     }
 
 
-@task(tags=["gpu"])
+@task(run_name="dies {partition}", needs_gpu=True)
 def dies(partition: Partition) -> list[Outcome]:
     """End the process, as a lack of memory does."""
     os._exit(9 if partition.shards else 8)

@@ -35,6 +35,7 @@ def test_a_task_is_tried_again_by_error_class_and_leaves_no_pickle(
     assert task.retry_condition_fn is not None
     assert task.persist_result is False
     assert task.cache_policy is NO_CACHE
+    assert task.tags == set(), "each run of it would wait for what the server says of their limits"
 
 
 def test_tasks_and_flows_are_made_by_the_projects_own_decorators() -> None:
