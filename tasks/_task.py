@@ -71,8 +71,7 @@ def task(*, run_name: str, needs_gpu: bool = False) -> Callable[[Callable[P, R]]
     """
 
     def made(function: Callable[P, R]) -> Task[P, R]:
-        found = prefect_task(
-            function,
+        found: Task[P, R] = prefect_task(
             task_run_name=run_name,
             cache_policy=NO_CACHE,
             persist_result=False,
@@ -80,7 +79,7 @@ def task(*, run_name: str, needs_gpu: bool = False) -> Callable[[Callable[P, R]]
             retry_delay_seconds=list(RETRY_DELAYS_S),
             retry_jitter_factor=0.3,
             retry_condition_fn=_should_retry,
-        )
+        )(function)
         if needs_gpu:
             _NEED_GPU.add(found.task_key)
         return found

@@ -97,12 +97,11 @@ def prefect_server(
 def worker(
     server: PrefectServer, pool: str, folder: Path, name: str = "worker", **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker, in a folder of its own, as from an activated environment."""
-    path = os.pathsep.join((str(Path(PREFECT).parent), os.environ["PATH"]))
+    """Run a worker, in a folder of its own."""
     start = (PREFECT, "worker", "start", "--pool", pool, "--name", name, "--limit", "1")
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    with daemon(start, {**server.environment, "PATH": path, **environment}, folder) as process:
+    with daemon(start, {**server.environment, **environment}, folder) as process:
         yield process
 
 

@@ -42,7 +42,7 @@ DEPLOYMENTS = ("nightly/nightly-workers", "group/group", "group/group-cpu")
 IMAGES = 8
 MANY = 80
 OF_A_NIGHT = 8  # task runs of no group; for each group there are two, one of them Prefect's own
-DISPATCH = DispatchSettings(shards_per_group=2, in_flight=4, poll_s=0.5, worker_wait_s=120)
+DISPATCH = DispatchSettings(shards_per_group=2, in_flight=4, poll_s=0.5, worker_wait_s=300)
 
 
 @pytest.fixture(scope="module")

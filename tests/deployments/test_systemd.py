@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,13 +58,3 @@ def test_each_worker_sees_its_own_gpu_and_the_cpu_worker_none() -> None:
         CPU: ["Environment=CUDA_VISIBLE_DEVICES="],
         GPU: ["Environment=CUDA_VISIBLE_DEVICES=%i"],
     }
-
-
-@pytest.mark.parametrize("unit", [CPU, GPU])
-def test_runs_take_the_python_of_their_worker(unit: str) -> None:
-    """The pool's template starts `python`, which is the first of the path."""
-    (started,) = [line for line in lines(unit) if line.startswith("ExecStart=")]
-    folder = started.removeprefix("ExecStart=").rpartition("/prefect ")[0]
-    assert f"Environment=PATH={folder}:/usr/local/bin:/usr/bin:/bin" in lines(unit)
-    template = json.loads((FOLDER / "pools" / "process.json").read_text())
-    assert template["variables"]["properties"]["command"]["default"].startswith("python ")
