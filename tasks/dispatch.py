@@ -62,6 +62,8 @@ class Watch:
 
     ended: Event = field(default_factory=Event)
     moved_at: float = field(default_factory=time.monotonic)
+    second_chances: int = 3
+    """So often a group is given out again whose worker took it and did not begin."""
 
     def moved(self) -> None:
         """Say that a worker is at a group, or done with one."""
@@ -173,17 +175,32 @@ def _ended(child: FlowRun, order: Order, client: SyncPrefectClient) -> FlowRun:
         if child.state is not None and child.state.is_running():
             watch.moved()
         elif time.monotonic() - watch.moved_at > order.worker_wait_s:
-            cancelled: State[Any] = Cancelled(message="No worker took it.")
+            cancelled: State[Any] = Cancelled(message="No worker has begun with it.")
             _patiently(lambda: client.set_flow_run_state(child.id, cancelled), order.poll_s)  # noqa: B023
-            raise ServerError(
-                f"No worker has taken a group for {order.worker_wait_s:.0f} s, and none is under "
-                f"way. Start one for the pool {child.work_pool_name}: prefect worker start --pool "
-                f"{child.work_pool_name}; one whose limit is taken by the night itself is none."
-            )
+            raise _not_begun(child, order, watch)
         watch.wait(order.poll_s)
         child = _patiently(lambda: client.read_flow_run(child.id), order.poll_s)  # noqa: B023
     watch.moved()
     return child
+
+
+def _not_begun(child: FlowRun, order: Order, watch: Watch) -> ServerError:
+    for_s = f"for {order.worker_wait_s:.0f} s, and none is under way."
+    if child.state is not None and child.state.is_pending():
+        kind = ServerError
+        if watch.second_chances:
+            watch.second_chances -= 1
+            watch.moved()
+            kind = WorkerLostError
+        return kind(
+            f"A worker has taken the group {child.name!r} ({child.id}), but no group has begun "
+            f"{for_s} Its machine may be gone, or have no room: the worker's log knows."
+        )
+    pool = child.work_pool_name
+    return ServerError(
+        f"No worker has taken a group {for_s} Start one for the pool {pool}: prefect worker start "
+        f"--pool {pool}; one whose limit is taken by the night itself is none."
+    )
 
 
 def _patiently(ask: Callable[[], R], poll_s: float) -> R:

@@ -11,16 +11,23 @@ from contextvars import copy_context
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Crashed, Failed
+from prefect.states import Crashed, Failed, Pending
 
 from clipcap import commits, groups, layout, manifest, storage, tables, verify
-from clipcap.errors import ClipcapError, PartitionsFailedError, SettingsError, StorageError
+from clipcap.errors import (
+    ClipcapError,
+    PartitionsFailedError,
+    ServerError,
+    SettingsError,
+    StorageError,
+)
 from clipcap.layout import Run, Shard
 from clipcap.planning import PackSettings
 from clipcap.stages.label import LabelSettings
@@ -292,6 +299,22 @@ def test_of_a_run_that_told_nothing_only_a_crash_is_worth_another_try(
     with pytest.raises(ClipcapError, match="no space left, and has told nothing") as told:
         dispatch._told(group, child)
     assert told.value.retryable == retryable
+
+
+def test_a_group_that_its_worker_does_not_begin_is_given_out_again(tmp_path: Path) -> None:
+    """Three times a night: who waits for room of a full cluster waits no longer for each group."""
+    run = Run("run", storage.canonical(str(tmp_path)), "")
+    order = dispatch.Order("describe", run, "group/group", {}, poll_s=0.01, worker_wait_s=0.1)
+    server, given_out_again = Mock(), []
+    server.read_flow_run.side_effect = lambda _: FlowRun(flow_id=uuid4(), state=Pending())
+    with dispatch.watched():
+        for _ in range(5):
+            with pytest.raises(ServerError, match="no group has begun for 0 s") as told:
+                dispatch._ended(FlowRun(flow_id=uuid4(), state=Pending()), order, server)
+            given_out_again.append(told.value.retryable)
+    assert given_out_again == [True, True, True, False, False]
+    states = [call.args[1] for call in server.set_flow_run_state.call_args_list]
+    assert [state.is_cancelled() for state in states] == [True] * 5
 
 
 def test_a_worker_with_another_version_of_the_code_refuses(
