@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from clipcap import alive, embedding, tables, tuning, workers
 from clipcap.embedding import EmbedSettings, Speed
+from clipcap.encoding import peak_gpu_bytes
 from clipcap.errors import ClipcapError, ImageError, StorageError
 from clipcap.feed import PIXELS, WINDOW, Batch, Feed, Part, Waits
 from clipcap.intake import Refused
@@ -39,7 +40,8 @@ class Embedded:
     """What embedding some images gave: rows, images that gave none, and where the seconds went.
 
     `failure` says why the part as a whole gave nothing. `started` is by the clock, `model_s` inside
-    the model, `waits` what the model had to wait for, with the next part's first batch.
+    the model, which is on `device`, and `peak_gpu_bytes` the most memory that it had there; `waits`
+    is what the model had to wait for, with the next part's first batch.
     """
 
     tables: list[pa.Table] = field(default_factory=list)
@@ -47,6 +49,8 @@ class Embedded:
     started: float = field(default_factory=time.time)
     failure: StorageError | None = None
     model_s: float = 0.0
+    device: str = ""
+    peak_gpu_bytes: int = 0
     waits: Waits = field(default_factory=Waits)
 
     @property
@@ -161,6 +165,8 @@ class Embedder(Generic[T]):
         made.started = min(made.started, running.started)
         raw_BD = running.result().numpy()
         made.model_s += running.begun_s + time.perf_counter() - began
+        device = self.encoder.device
+        made.device, made.peak_gpu_bytes = str(device), peak_gpu_bytes(device)
         made.failure = made.failure or running.batch.failure
         rows, errors = running.batch.rows, running.batch.errors
         norm_B = np.linalg.norm(raw_BD.astype(np.float64), axis=1)

@@ -211,6 +211,13 @@ def identity(ref: models.EncoderRef, settings: Settings) -> dict[str, Any]:
     }
 
 
+def peak_gpu_bytes(device: torch.device) -> int:
+    """Return the most memory of a GPU that this process has had in use, in bytes; 0 for a CPU."""
+    import torch  # noqa: PLC0415 - as above
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
 def choose_device(wanted: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
 

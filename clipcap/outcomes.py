@@ -25,8 +25,9 @@ class Outcome:
 
     `computed` counts rows made by this run; the other `rows` were there or were reused by content.
     Of `duration_s` in all, `model_s` went by inside the model, and for `read_s` and `decode_s` the
-    model waited until images were read, and decoded; in seconds. `worker` is who did it, where
-    that was another process than the run's own.
+    model waited until images were read, and decoded; in seconds. `device` is what the model ran on,
+    `peak_gpu_bytes` the most memory of it that the process has used; both empty where it did not
+    run. `worker` is who did it, where that was another process than the run's own.
     """
 
     stage: StageName
@@ -40,6 +41,8 @@ class Outcome:
     computed: int = 0
     rejected: int = 0
     model_s: float = 0.0
+    device: str = ""
+    peak_gpu_bytes: int = 0
     read_s: float = 0.0
     decode_s: float = 0.0
     bytes_read: int = 0

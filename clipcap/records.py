@@ -7,7 +7,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -87,6 +87,7 @@ def _run_row(night: Night, *, state: str, seconds: Mapping[str, float]) -> dict[
         "bytes_read": sum(outcome.bytes_read for outcome in night.outcomes),
         "bytes_written": sum(outcome.bytes_written for outcome in night.outcomes),
         "images_per_second": taken / duration_s,
+        **_devices(night.outcomes),
         "host": socket.gethostname(),
         "stage_seconds": [{"stage": name, "seconds": value} for name, value in seconds.items()],
         "model_ids": list(night.model_ids),
@@ -94,6 +95,16 @@ def _run_row(night: Night, *, state: str, seconds: Mapping[str, float]) -> dict[
         "versions_json": json.dumps(versions(), sort_keys=True),
         "git_commit": commits.git_commit() or None,
         "extra_json": json.dumps({"drift": asdict(night.drift)}) if night.drift else None,
+    }
+
+
+def _devices(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    on_gpu = [outcome for outcome in outcomes if outcome.device.startswith("cuda")]
+    used = sorted({outcome.device for outcome in outcomes} - {""})
+    return {
+        "device": ", ".join(used) or None,
+        "gpu_seconds": sum(outcome.model_s for outcome in on_gpu) if on_gpu else None,
+        "peak_gpu_bytes": max(one.peak_gpu_bytes for one in on_gpu) if on_gpu else None,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from clipcap import (
 from clipcap.cards import Card, Choice
 from clipcap.commits import Commit, Fingerprint
 from clipcap.embedding import EmbedSettings, Speed
+from clipcap.encoding import peak_gpu_bytes
 from clipcap.layout import Run, Shard
 from clipcap.metrics.clipscore import clip_score
 from clipcap.outcomes import Outcome, State, committed
@@ -185,10 +186,12 @@ def _require_fit(card: Card, source: Commit) -> None:
 
 @dataclass(slots=True)
 class Captioned:
-    """What captioning some images gave: rows, and seconds inside captioner and text encoder."""
+    """What captioning some images gave: rows, seconds inside captioner and text encoder, where."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     model_s: float = 0.0
+    device: str = ""
+    peak_gpu_bytes: int = 0
 
 
 def _outcome(
@@ -202,6 +205,8 @@ def _outcome(
         started_at=started,
         computed=len(made.rows),
         model_s=made.model_s,
+        device=made.device,
+        peak_gpu_bytes=made.peak_gpu_bytes,
         of=commit.metadata.get("captioner_id", ""),
     )
 
@@ -249,6 +254,7 @@ def captioned(
         for row, found_K, score_K in zip(columns, found_BK, scores, strict=True):
             ranked = sorted(zip(found_K, score_K, strict=True), key=_RANKS[chosen.settings.rank_by])
             made.rows.append({**row, **_row(ranked), **_signed(chosen, run)})
+    made.device, made.peak_gpu_bytes = str(captioner.device), peak_gpu_bytes(captioner.device)
     return made
 
 
@@ -262,15 +268,10 @@ def _clip_scores(
     return [score_N[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
 
-def _likelihood(found: tuple[Candidate, float]) -> float:
-    return -found[0].logprob_mean
-
-
-def _nearness(found: tuple[Candidate, float]) -> float:
-    return -found[1]
-
-
-_RANKS: Final = {"logprob": _likelihood, "clip_score": _nearness}
+_RANKS: Final[dict[str, Callable[[tuple[Candidate, float]], float]]] = {
+    "logprob": lambda found: -found[0].logprob_mean,
+    "clip_score": lambda found: -found[1],
+}
 
 
 def _row(ranked: Sequence[tuple[Candidate, float]]) -> dict[str, Any]:

@@ -204,6 +204,8 @@ def _outcome(shard: Shard, state: State, commit: Commit, made: Embedded) -> Outc
         computed=made.count,
         rejected=len(made.refused),
         model_s=made.model_s,
+        device=made.device,
+        peak_gpu_bytes=made.peak_gpu_bytes,
         read_s=made.waits.read_s,
         decode_s=made.waits.decode_s,
         of=commit.metadata.get("model_id", ""),

@@ -61,6 +61,8 @@ def test_a_second_night_reads_no_image_and_loads_no_model(
     assert {outcome.state for outcome in finished.night.outcomes} == {"unchanged"}
     assert finished.published is not None
     assert finished.published.live == 6
+    devices = [row["device"] for row in glob(out, "runs").sort_by("started_at").to_pylist()]
+    assert devices == ["cpu", None], "what the models ran on, if they ran"
 
 
 def test_a_night_without_work_imports_no_model_library(
