@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import duckdb
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 import clipcap.encoders
@@ -118,6 +119,7 @@ class Telling:
 
     def __init__(self, card: Card) -> None:
         self.card = card
+        self.device = torch.device("cpu")
 
     def for_captions(self, _precision: str) -> Self:
         return self
