@@ -25,6 +25,7 @@ _LOOKED_IN: Final = {
     "gs": "environment (GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT), the machine.",
     "az": "environment (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY), the machine.",
 }
+_OTHER_TIME: Final = frozenset(("RequestTimeTooSkewed", "RequestExpired"))
 NO_KEYS: Final = "no keys"
 NO_NAME: Final = "InvalidObjectName"
 NOT_PUBLIC: Final = "not public"
@@ -100,6 +101,11 @@ def _of_store(url: str, where: str, error: Refusal) -> StorageError:
         return AccessDeniedError(
             f"{where}: access denied: it leads to an address that is not of the public web. "
             "`private_addresses` in the options of the source allows it."
+        )
+    if error.is_one_of(_OTHER_TIME):
+        return AccessDeniedError(
+            f"{where}: access denied ({error}): the clock of this machine must be within minutes "
+            "of the store's, but is not. Set it (`timedatectl set-ntp true`) and run again."
         )
     if error.is_one_of(_DENIED):
         return AccessDeniedError(f"{where}: access denied ({error}). {error.said}{_keys_hint(url)}")

@@ -70,11 +70,14 @@ class PrefectServer:
 
 @contextmanager
 def prefect_server(
-    folder: Path, own: Mapping[str, str] | None = None, **environment: str
+    folder: Path, own: Mapping[str, str] | None = None, port: int = 0, **environment: str
 ) -> Iterator[PrefectServer]:
-    """Run a server while the block runs; `environment` is its alone, `own` that of its clients."""
+    """Run a server while the block runs; `environment` is its alone, `own` that of its clients.
+
+    With the folder and the port of an earlier one it is that one, started again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = port or free_port()
     server = PrefectServer(f"http://127.0.0.1:{port}/api", folder / "home", own or {})
     start = (PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
     environment = {
@@ -131,7 +134,8 @@ def daemon(
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

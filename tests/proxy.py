@@ -28,7 +28,9 @@ FAULTS: Final = (
     "flipped bit",
     "flipped bit on the way there",
 )
+CONDITIONS: Final = (b"\r\nif-none-match:", b"\r\nif-match:")
 """Ways to fail. A lost response and a cut one come after the server has done what it was asked."""
+_CODES: Final = {"500": "InternalError", "501": "NotImplemented"}
 _RESET: Final = struct.pack("ii", 1, 0)  # closing sends RST
 _CHUNK: Final = 2**16
 
@@ -46,6 +48,8 @@ class Proxy:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.choose: Choose = lambda _method, _path: ""
+        self.knows_conditions = True
+        """Without them, a write on a condition is answered with 501, as some servers do."""
         self.done: Counter[str] = Counter()
         self._ended = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -70,6 +74,10 @@ class Proxy:
             if not request:
                 return
             method, path, _ = request.split(b" ", 2)
+            if method == b"PUT" and not self.knows_conditions and _is_conditional(request):
+                self.done["501"] += 1
+                client.sendall(_refusal("501"))
+                return
             fault = self.choose(method.decode(), path.decode())
             if fault:
                 self.done[fault] += 1
@@ -150,10 +158,15 @@ def _flipped(message: bytes) -> bytes:
     return message[:at] + bytes([message[at] ^ 1 << bit]) + message[at + 1 :]
 
 
+def _is_conditional(request: bytes) -> bool:
+    head = request.partition(b"\r\n\r\n")[0].lower()
+    return any(name in head for name in CONDITIONS)
+
+
 def _refusal(status: str) -> bytes:
-    body = b"<Error><Code>SlowDown</Code></Error>" if status != "500" else b"<Error/>"
-    head = f"HTTP/1.1 {status} {STATUSES[status]}\r\ncontent-length: {len(body)}\r\n"
-    return f"{head}connection: close\r\n\r\n".encode() + body
+    body = f"<Error><Code>{_CODES.get(status, 'SlowDown')}</Code></Error>".encode()
+    head = f"HTTP/1.1 {status} {STATUSES.get(status, 'Not Implemented')}\r\n"
+    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
 
 
 @contextmanager

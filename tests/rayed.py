@@ -37,14 +37,19 @@ OTHER: Final = {"env_vars": {"CLIPCAP_GIT_COMMIT": "0" * 40}}
 class Killer(Lines):
     """Ends a node when the first partition of a stage is done."""
 
-    def __init__(self, cluster: Any, stage: str) -> None:  # noqa: ANN401 - Ray's own
+    def __init__(self, cluster: Any, stage: str, out: str) -> None:  # noqa: ANN401 - Ray's own
         super().__init__()
-        self._cluster, self._stage = cluster, stage
+        self._cluster, self._stage, self._out = cluster, stage, out
+        self.there: dict[str, int] = {}
+        """What was committed when the node died, and when it was written."""
         self._node = cluster.add_node(**NODE, **(OTHER if stage == "other-code" else {}))
 
     def advance(self, stage: str, outcomes: Sequence[Outcome]) -> None:
         """Kill, once."""
         if stage == self._stage and self._node is not None:
+            folders = (Path(self._out, name) for name in ("manifest", "embeddings"))
+            found = (path for folder in folders for path in folder.rglob("*.parquet"))
+            self.there = {str(path): path.stat().st_mtime_ns for path in found}
             self._cluster.remove_node(self._node, allow_graceful=False)
             self._node = None
 
@@ -52,7 +57,8 @@ class Killer(Lines):
 def main(source: str, out: str, settings: NightlySettings, kill: str) -> dict[str, Any]:
     """Do the night on two nodes of one CPU each."""
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    token = LISTENER.set(Killer(cluster, kill))
+    killer = Killer(cluster, kill, out)
+    token = LISTENER.set(killer)
     try:
         on = NightlySettings.model_validate(
             {**settings.model_dump(), "ray": {"address": cluster.address}}
@@ -65,6 +71,7 @@ def main(source: str, out: str, settings: NightlySettings, kill: str) -> dict[st
         "state": state.name,
         "message": state.message,
         "run": str(state.state_details.flow_run_id),
+        "there": killer.there,
     }
 
 

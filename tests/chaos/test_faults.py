@@ -136,8 +136,8 @@ def test_a_server_that_is_restarted_in_the_middle_loses_nothing(
         with standins.models_installed():
             made = World(Store(), Folder.made(tmp_path / "models"), root=f"{bucket}/")
             draw = random.Random(1)
-            for number in range(10):
-                made.put(f"{number}.png", number + 1)
+            for number in range(TIMES):
+                made.put(f"{number % 10}.png", number + 1)
                 with restarted(server, draw.randrange(3, 60)):
                     night(made)
                 made.night()
@@ -153,8 +153,9 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, code: int) -> None:
     with standins.models_installed():
         made = World(Store(), Folder.made(tmp_path / "models"), root=f"file://{tmp_path}/")
         made.put("zebra.png", 9)
-        for number in range(max(TIMES // 2, 3)):
-            made.put(f"{number % 5}.png", draw.randrange(1, 250))
+        times = 0
+        while times < TIMES:
+            made.put(f"{draw.randrange(5)}.png", draw.randrange(1, 250))
             left = [draw.randrange(1, 25)]
 
             def full(path: Path, *parts: bytes, left: list[int] = left) -> Path:
@@ -164,6 +165,9 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, code: int) -> None:
                 return real(path, *parts)
 
             with patch.object(localfiles, "_temporary", full):
-                assert night(made) in ("refused", "finished")
+                ended = night(made)
+            if ended == "finished":
+                require_exact(made)
+            times += left[0] <= 0
             made.night()
             require_exact(made)

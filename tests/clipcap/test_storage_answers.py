@@ -107,6 +107,18 @@ def test_a_refusal_is_asked_for_once_and_told_by_name(
 
 
 @pytest.mark.parametrize("key", KEYS)
+def test_a_clock_that_is_wrong_is_told_and_not_taken_for_wrong_keys(
+    store: Server, key: str
+) -> None:
+    said = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
+    store.replies[f"/bucket/{key}"] = [Reply(403, body=said)]
+    with pytest.raises(AccessDeniedError, match="the clock of this machine") as refused:
+        storage.read(f"s3://bucket/{key}")
+    assert "Keys were looked for" not in str(refused.value)
+    assert store.asked.count(f"GET /bucket/{key}") == 1
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_creating_is_tried_once(store: Server, key: str) -> None:
     """A second try would meet what the first one may have written, and call it another's."""
     store.replies[f"/bucket/{key}"] = [Reply(500)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import (
@@ -18,6 +20,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events import emit_event
 from prefect.events.schemas.automations import AutomationCore
+from prefect.states import Scheduled
 
 from clipcap import verify
 from flows.settings import NightlySettings
@@ -128,6 +131,34 @@ def test_a_schedule_and_an_automation_start_runs_that_say_so(
             client.delete_deployment_schedule(target, made.id)
         emit_event("images.came", resource={"prefect.resource.id": "images.photos"})
         wait_for(f"{deployed}/out", {"schedule", "automation"})
+
+
+def test_runs_that_start_late_keep_their_dates_and_wait_for_each_other(
+    deployed: Path, recorded: PrefectServer, tmp_path: Path
+) -> None:
+    """Two that a dead server missed are due at once, and two workers would take them."""
+    out, dates = f"{tmp_path}/out", ["2026-10-30", "2026-10-31"]
+    with get_client(sync_client=True) as client:
+        target = client.read_deployment_by_name("shard/shard").id
+        runs = []
+        for date in dates:
+            due: State[Any] = Scheduled(
+                scheduled_time=datetime.fromisoformat(f"{date}T23:50:00+00:00")
+            )
+            asked = {"source": f"{deployed}/in", "out": out}
+            run = client.create_flow_run_from_deployment(target, parameters=asked, state=due)
+            runs.append(run.id)
+        with (
+            worker(recorded, "cpu-pool", tmp_path, "a"),
+            worker(recorded, "cpu-pool", tmp_path, "b"),
+        ):
+            deadline = time.monotonic() + RUN_WITHIN_S
+            while [client.read_flow_run(run).state_name for run in runs] != ["Completed"] * 2:
+                assert time.monotonic() < deadline, "they did not both complete"
+                time.sleep(0.5)
+        states = {state.name for run in runs for state in client.read_flow_run_states(run)}
+    assert "AwaitingConcurrencySlot" in states
+    assert sorted(path.name for path in Path(out, "runs").iterdir()) == [f"dt={d}" for d in dates]
 
 
 def wait_for(out: str, triggers: set[str]) -> None:

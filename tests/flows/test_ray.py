@@ -17,17 +17,23 @@ from clipcap.errors import DeviceError, SettingsError
 from flows.nightly import nightly
 from flows.settings import NightlySettings
 from tests.flows.test_in_prefect import wait_for_lines
+from tests.nights import draw
 from tests.prefect_servers import PrefectServer
 from tests.tables import differences
 
+DRAWINGS = 12
+"""In six partitions: more than there are processes, so that a model for each would be noticed."""
 ray = pytest.importorskip("prefect_ray", reason="needs the extra `ray`: pip install prefect-ray")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_night_on_two_nodes_of_which_one_dies_is_that_of_one_process(
     drawings: Path, tmp_path: Path, settings: NightlySettings, recorded: PrefectServer
 ) -> None:
     """Ray's own choice for a task that claims a GPU is a process, and so a model, for each."""
+    for n in range(6, DRAWINGS):
+        draw(drawings / f"drawing-{n}.png", n)
     nightly.fn(str(drawings), str(tmp_path / "local"), settings)
     out = str(tmp_path / "out")
 
@@ -36,8 +42,11 @@ def test_a_night_on_two_nodes_of_which_one_dies_is_that_of_one_process(
     assert told["state"] == "Completed", told
     assert differences(out, str(tmp_path / "local")) == []
     assert verify.verify(out).problems == ()
+    kept = {path: Path(path).stat().st_mtime_ns for path in told["there"]}
+    assert kept == told["there"], "what was committed when the node died was done again"
+    assert any("embeddings" in path for path in kept)
     with get_client(sync_client=True) as client:
-        lines = wait_for_lines(client, UUID(told["run"]), "publish: 6 live images")
+        lines = wait_for_lines(client, UUID(told["run"]), f"publish: {DRAWINGS} live images")
     loads = sum(line.startswith("loading encoder") for line in lines)
     assert 1 <= loads <= 4  # two nodes, each with a process for GPUs and one without
 
@@ -75,7 +84,7 @@ def rayed(
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=480,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -32,6 +32,8 @@ def test_a_task_is_tried_again_by_error_class_and_leaves_no_pickle(
     task: Task[..., object],
 ) -> None:
     assert task.retries == len(RETRY_DELAYS_S)
+    assert task.retry_delay_seconds == list(RETRY_DELAYS_S)
+    assert task.retry_jitter_factor, "or all workers ask a store again at the same moment"
     assert task.retry_condition_fn is not None
     assert task.persist_result is False
     assert task.cache_policy is NO_CACHE
