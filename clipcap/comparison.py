@@ -14,7 +14,6 @@ from datetime import datetime
 from itertools import groupby
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 
 from clipcap.errors import SettingsError
@@ -67,7 +66,8 @@ SELECT * REPLACE (coalesce(etag, '') AS etag, coalesce(size_bytes, 0) AS size_by
        sha256(source_uri)[:32]::UUID AS id, md5_number_lower(coalesce(etag, '')) AS version
 FROM incoming"""
 _ELSEWHERE: Final = """
-SELECT source_uri, shard FROM l JOIN k USING (id) WHERE NOT ours ORDER BY ALL LIMIT 1"""
+SELECT source_uri, e.source, shard FROM l JOIN k USING (id) JOIN entries e USING (dt, shard)
+WHERE NOT ours ORDER BY ALL LIMIT 1"""
 # A listed sample is kept where a live row, or a reject not worth another try, has its version. What
 # is archived can only be kept. What was first seen after the listing was made cannot be in it, but
 # what is listed and must not come in is seen to be there, and goes.
@@ -207,7 +207,7 @@ def compare(
     if not listing.rows and not (kept_out and kept_out.rows):
         raise SettingsError(
             "The source has no files: the folder, bucket or table is empty, or nothing matches the "
-            "glob. Nothing was changed."
+            "glob or lies below the folder of `only`. Nothing was changed."
         )
     place = known.place
     place.rows(
@@ -219,8 +219,7 @@ def compare(
     passes = 1 + (listing.rows + known.rows) * _BYTES_PER_ROW // place.memory_bytes
     for number in range(passes):
         place.rows(_CANDIDATES, passes, number)
-    places = place.database.execute("SELECT n FROM candidates WHERE times > 0 ORDER BY n")
-    n = np.asarray(places.fetchnumpy()["n"], dtype=np.int64)
+    n = place.integers("SELECT n FROM candidates WHERE times > 0 ORDER BY n")
     place.rows(_FEW_KNOWN)
     place.insert(_FEW_LISTED, listing.take(n))
     _require_one_source(place)
@@ -252,9 +251,9 @@ def _note_kept_out(place: Scratch, kept_out: Spool | None) -> None:
 
 
 def _require_one_source(place: Scratch) -> None:
-    for uri, shard in place.rows(_ELSEWHERE):
+    for uri, source, shard in place.rows(_ELSEWHERE):
         raise SettingsError(
-            f"{uri} is in this output already, from another source (shard {shard}). "
+            f"{uri} is in this output already, from another source ({source}, shard {shard}). "
             "Use the same source address as before, or another output."
         )
 

@@ -136,9 +136,14 @@ class Scratch:
         return database
 
     def close(self) -> None:
-        """Close the database, if there is one."""
-        if "database" in self.__dict__:
-            self.database.close()
+        """Close the database, if there is one, and let go of it.
+
+        Who keeps an error keeps what its traceback reaches, such as this: a database that is still
+        there as the process ends is told of in forty lines of DuckDB's own.
+        """
+        database = self.__dict__.pop("database", None)
+        if database is not None:
+            database.close()
 
     def spool(self, name: str, schema: pa.Schema) -> Spool:
         """Return a new, empty spool."""
@@ -159,6 +164,11 @@ class Scratch:
         with self.database.cursor() as cursor:
             cursor.execute("SET TimeZone = 'UTC'")
             yield from cursor.sql(query, params=list(parameters)).to_arrow_reader(ROWS)
+
+    def integers(self, query: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Return the one column of integers that a query gives."""
+        (column,) = self.database.execute(query).fetchnumpy().values()
+        return np.asarray(column, dtype=np.int64)
 
     def number(self, query: str) -> int:
         """Return the one number that a query gives."""

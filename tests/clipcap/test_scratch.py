@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,3 +99,31 @@ def test_what_killed_runs_left_goes_after_a_day_and_not_before(tmp_path: Path) -
     with scratch.opened(ScratchSettings(folder=str(tmp_path))):
         assert not old.exists()
     assert sorted(tmp_path.iterdir()) == [other, new]
+
+
+KEPT_ERROR = """
+import sys
+import pyarrow as pa
+from clipcap import comparison, scratch
+from clipcap.errors import SettingsError
+from clipcap.scratch import ScratchSettings
+try:
+    with scratch.opened(ScratchSettings()) as place:
+        place.rows("CREATE TABLE numbers AS SELECT 7 AS n")
+        assert place.integers("FROM numbers").tolist() == [7]
+        raise SettingsError("kept")
+except SettingsError as error:
+    sys.kept = error
+"""
+
+
+def test_an_error_that_somebody_keeps_keeps_no_database(tmp_path: Path) -> None:
+    """Prefect keeps the error of a failed run; DuckDB then told of its leaks for forty lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT_ERROR],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
