@@ -93,12 +93,12 @@ class ObjectPlace:
 
     def write(self, *parts: bytes) -> None:
         """Write the object; a large one in pieces, which count once all of them are there."""
-        with translated("put", self.url):
+        with translated("put", self.url), self._hinted():
             client(self.url, self.deadline_s).put(self._key, b"".join(parts), is_new=False)
 
     def create(self, data: bytes) -> None:
         """Write the object where there is none: one request, one try, at most 5 GiB."""
-        with translated("put", self.url):
+        with translated("put", self.url), self._hinted():
             if len(data) > _MOST_AT_ONCE:
                 raise Refusal("EntityTooLarge", said="more than 5 GiB cannot be created at once")
             limits = int(len(data) / _SLOWEST_BYTES_PER_S / self.deadline_s)

@@ -62,7 +62,7 @@ def sort(out: str, found: Iterable[ObjectInfo]) -> Places:
         elif _TAR.fullmatch(path):
             places.tars[layout.shard_of(info.url)] = info
         elif path.startswith("_plans/"):
-            message = "A run is under way, or was killed: the next one removes this."
+            message = "A run is under way, or has failed or was killed: `vacuum` removes old ones."
             places.problems.append(Problem(path, "orphan", message, "warning"))
         elif _OWN.match(path) is None:
             places.problems.append(_unknown(path))
