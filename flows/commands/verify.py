@@ -52,9 +52,7 @@ def _tell(
     for mending in mended:
         click.echo(f"{'done' if repair else 'would'}: {mending}")
     click.echo(str(found))
-    if not found.problems:
-        return
     if mended and not repair:
         click.echo(f"`clipcap verify {out} --repair` does what stands behind `would`.")
-    else:
+    elif mended or not found.ok:
         click.echo(f"Now the next run makes what is missing: `clipcap run SOURCE {out}`.")

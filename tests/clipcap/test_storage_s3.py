@@ -48,6 +48,14 @@ def test_a_listing_of_more_than_one_page_is_whole(bucket: str) -> None:
     assert [found.url for found in storage.list_objects(f"{bucket}/many")] == names
 
 
+@pytest.mark.parametrize("put", [storage.write, storage.create])
+def test_a_bucket_that_is_not_there_is_named_with_those_like_it(
+    bucket: str, put: Callable[[str, bytes], object]
+) -> None:
+    with pytest.raises(NotFoundError, match=f"does not exist or is not yours.*{bucket[5:]}"):
+        put(f"{bucket}z/a", b"1")
+
+
 def test_a_large_object_goes_up_in_parts(bucket: str) -> None:
     data = secrets.token_bytes(2**20) * (LARGE_BYTES // 2**20 + 1)
     storage.write(f"{bucket}/large", data)

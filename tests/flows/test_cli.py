@@ -246,6 +246,11 @@ def test_verify_says_what_it_looked_at_and_fails_where_readers_would(
     clipcap(*asked)
     ended = clipcap("verify", tmp_path / "out", "--full")
     assert (ended.code, "0 errors" in ended.out) == (0, True)
+    (tmp_path / "out" / "_plans" / "run-x").mkdir(parents=True)
+    (tmp_path / "out" / "_plans" / "run-x" / "s.parquet").write_bytes(b"")
+    ended = clipcap("verify", tmp_path / "out")
+    assert (ended.code, "`vacuum` removes old ones" in ended.out) == (0, True)
+    assert "Now the next run" not in ended.out, "it has nothing to make"
     next((tmp_path / "out" / "embeddings").rglob("*.parquet")).unlink()
     ended = clipcap("verify", tmp_path / "out", "--json")
     assert (ended.code, json.loads(ended.out)["ok"]) == (1, False)
