@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a process for each 
 WITHIN_S = 120.0
 DEPLOYMENTS = ("nightly/nightly-workers", "group/group", "group/group-cpu")
 IMAGES = 8
-MANY = 80
+MANY = 240
 OF_A_NIGHT = 8  # task runs of no group; for each group there are two, one of them Prefect's own
 DISPATCH = DispatchSettings(shards_per_group=2, in_flight=4, poll_s=0.5, worker_wait_s=300)
 
