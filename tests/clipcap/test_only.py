@@ -16,6 +16,13 @@ from tests.nights import draw, shard_night
 from tests.tables import glob
 
 
+def draw_two_days(source: Path, each: int) -> None:
+    """Draw pictures into the folders `01` and `02`, so many into each."""
+    for day in ("01", "02"):
+        for n in range(each):
+            draw(source / day / f"{n}.png", int(day) * 10 + n)
+
+
 class TestOnly:
     """A night that looks at one folder of its source: a backfill, or a delivery that came late."""
 
@@ -23,9 +30,7 @@ class TestOnly:
         self, tmp_path: Path
     ) -> None:
         source, out = tmp_path / "in", storage.canonical(f"{tmp_path}/out")
-        for day in ("01", "02"):
-            for n in range(3):
-                draw(source / day / f"{n}.png", int(day) * 10 + n)
+        draw_two_days(source, 3)
         only = ShardSettings(only="01")
         assert shard_night(str(source), out, only).new == 3
         assert shard_night(str(source), out, ShardSettings(only="02/"), dt="2026-11-21").new == 3
@@ -46,9 +51,7 @@ class TestOnly:
     ) -> None:
         """A writer that was killed had let it in; nights of the folder alone published it again."""
         source, out = tmp_path / "in", storage.canonical(f"{tmp_path}/out")
-        for day in ("01", "02"):
-            for n in range(2):
-                draw(source / day / f"{n}.png", int(day) * 10 + n)
+        draw_two_days(source, 2)
         shard_night(str(source), out, ShardSettings())
         uri = f"{storage.canonical(str(source))}/01/0.png"
         found: dict[str, tuple[str, ...]] = {image_id(uri): ()}

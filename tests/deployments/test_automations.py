@@ -218,14 +218,19 @@ def test_the_file_waits_for_every_event_that_runs_send() -> None:
     assert {name for name in waited if name.startswith("clipcap.")} == set(EVENTS.values())
 
 
+def apply_with_ten_seconds(file: Path) -> None:
+    """Apply the file's own automation for nights that do not come, with them for 26 hours."""
+    one = next(one for one in WRITTEN if "26 hours" in one["name"])
+    quick = {**one, "trigger": {**one["trigger"], "within": 10}}
+    file.write_text(yaml.safe_dump({"automations": [quick]}))
+    apply("--notify", "custom-webhook/tests", file)
+
+
 def test_no_completed_night_for_too_long_is_noticed(
     client: SyncPrefectClient, hook: Hook, tmp_path: Path
 ) -> None:
     """The file's own automation, with ten seconds in the place of 26 hours."""
-    one = next(one for one in WRITTEN if "26 hours" in one["name"])
-    quick = {**one, "trigger": {**one["trigger"], "within": 10}}
-    (tmp_path / "quick.yaml").write_text(yaml.safe_dump({"automations": [quick]}))
-    apply("--notify", "custom-webhook/tests", tmp_path / "quick.yaml")
+    apply_with_ten_seconds(tmp_path / "quick.yaml")
     time.sleep(2)  # the server's triggers learn of it
     began = time.monotonic()
     tell_completed()
@@ -241,10 +246,7 @@ def test_each_deployment_of_nights_has_a_clock_of_its_own(
     client: SyncPrefectClient, hook: Hook, tmp_path: Path
 ) -> None:
     """One that completes every day must not speak for another that stopped."""
-    one = next(one for one in WRITTEN if "26 hours" in one["name"])
-    quick = {**one, "trigger": {**one["trigger"], "within": 10}}
-    (tmp_path / "quick.yaml").write_text(yaml.safe_dump({"automations": [quick]}))
-    apply("--notify", "custom-webhook/tests", tmp_path / "quick.yaml")
+    apply_with_ten_seconds(tmp_path / "quick.yaml")
     flow = client.create_flow_from_name("nightly")
     alive, silent = (client.create_deployment(flow, name) for name in ("alive", "silent"))
     time.sleep(2)  # the server's triggers learn of it
