@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a process for each 
 WITHIN_S = 120.0
 DEPLOYMENTS = ("nightly/nightly-workers", "group/group", "group/group-cpu")
 IMAGES = 8
-MANY = 240
+MANY = 120
 OF_A_NIGHT = 8  # task runs of no group; for each group there are two, one of them Prefect's own
 DISPATCH = DispatchSettings(shards_per_group=2, in_flight=4, poll_s=0.5, worker_wait_s=300)
 
@@ -120,12 +120,12 @@ def doers(out: str) -> set[str]:
     return {row["worker"].partition("@")[0] for row in rows if row["state"] == "written"}
 
 
-def waited_for(what: Callable[[], Any], within_s: float = WITHIN_S) -> Any:  # noqa: ANN401
+def waited_for(what: Callable[[], Any], every_s: float = 0.2) -> Any:  # noqa: ANN401
     """Return what a function returns as soon as that is something."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + WITHIN_S
     while not (found := what()):
         assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.2)
+        time.sleep(every_s)
     return found
 
 
@@ -196,7 +196,7 @@ def test_a_group_whose_process_is_killed_is_done_by_another(
         with get_client(sync_client=True) as mine:
             child = waited_for(lambda: running(mine, "describe"))
             killed.append(child.id)
-            os.kill(int(child.infrastructure_pid.rpartition(":")[2]), signal.SIGKILL)
+            os.kill(process(child), signal.SIGKILL)
 
     killer = Thread(target=context.run, args=(kill,))
     killer.start()
@@ -208,6 +208,11 @@ def test_a_group_whose_process_is_killed_is_done_by_another(
     assert state is not None
     assert state.is_crashed()
     assert differences(out, whole) == []
+
+
+def process(run: FlowRun) -> int:
+    """Return the process of a run that is under way."""
+    return int((run.infrastructure_pid or "").rpartition(":")[2])
 
 
 def running(client: SyncPrefectClient, text: str) -> FlowRun | None:
@@ -224,7 +229,7 @@ def test_a_cancelled_night_cancels_its_groups_and_keeps_their_commits(
     workers: None,
     client: SyncPrefectClient,
 ) -> None:
-    """There is so much to do that the groups are under way when they are cancelled."""
+    """The group is held after its first commit, so it is under way however fast the machine is."""
     out, url = str(tmp_path / "out"), storage.canonical(str(tmp_path / "out"))
     for n in range(IMAGES, MANY):
         draw(drawings / f"drawing-{n}.png", n)
@@ -237,12 +242,14 @@ def test_a_cancelled_night_cancels_its_groups_and_keeps_their_commits(
             "--param", f"settings={settings.model_dump_json()}",
         )  # fmt: skip
         child = waited_for(lambda: running(client, "describe"))
+        waited_for(lambda: manifest.objects(url, "embeddings"), every_s=0.01)
+        os.kill(process(child), signal.SIGSTOP)
         night = waited_for(lambda: running(client, f"nightly {drawings}"))
         prefect_server.run("flow-run", "cancel", str(night.id))
         waited_for(lambda: has_ended(client, night) and has_ended(client, child))
         assert [how_ended(client, one) for one in (night, child)] == ["Cancelled", "Cancelled"]
     before = run_ids(url)
-    assert len(before) >= MANY / 2, "the shards were written, and some of their tables too"
+    assert MANY / 2 < len(before) < 2 * MANY, "the shards were written, and some of their tables"
 
     alone(drawings, out, settings)
 
