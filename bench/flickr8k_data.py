@@ -67,6 +67,4 @@ def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token=UNKNOWN))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=made, unk_token=UNKNOWN
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token=UNKNOWN)

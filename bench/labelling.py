@@ -29,6 +29,7 @@ from clipcap.labels import bank
 from clipcap.labels.bank import Given
 from clipcap.labels.sets import LabelSet
 from clipcap.layout import Run, Shard
+from clipcap.models import EncoderRef
 from clipcap.settings import digest
 from clipcap.stages import label
 from clipcap.stages.label import LabelSettings
@@ -53,7 +54,7 @@ def label_set(count: int, model_sha256: str) -> Given:
     return Given(words, digest(["random", count]), replace(made, model_sha256=model_sha256))
 
 
-def embedded(run: Run, shard: Shard, ref: object, number: int) -> None:
+def embedded(run: Run, shard: Shard, ref: EncoderRef, number: int) -> None:
     """Write the embeddings of a shard as the embed stage would."""
     embedding_BD = unit(PER_SHARD, 100 + number).astype(np.float16).astype(np.float32)
     ids = [f"{number:08x}{n:024x}" for n in range(PER_SHARD)]
@@ -91,6 +92,8 @@ def main() -> None:
     encoder = EmbedSettings()
     ref = embedding.reference(encoder)
     given = label_set(chosen.labels, ref.sha256)
+    if given.fitted is None:
+        raise SystemExit("the label set must be fitted")
     vector_DC = torch.from_numpy(given.fitted.vector_CD).T.contiguous()
     spent = dict.fromkeys(("stage", "read", "product", "write"), 0.0)
     rows = 0

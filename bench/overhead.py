@@ -88,11 +88,12 @@ def _loop(source: str, out: str, settings: NightlySettings) -> None:
     encoder = settings.embed
     given = [bank.load(name) for name in settings.label.label_sets]
     done += embed.embed(live, run=run, settings=encoder, speed=settings.speed)
-    for one in live if settings.caption else ():
+    if (how := settings.caption) is not None:
         speed = settings.caption_speed
-        done.append(
-            caption.caption(one, run=run, settings=settings.caption, encoder=encoder, speed=speed)
-        )
+        done += [
+            caption.caption(one, run=run, settings=how, encoder=encoder, speed=speed)
+            for one in live
+        ]
     for one in live:
         done += label.label(one, given, run=run, settings=settings.label, encoder=encoder)
     night = Night(run, "nightly", "bench", started, "{}", plan, tuple(done))

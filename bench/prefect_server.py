@@ -77,7 +77,7 @@ def say(what: str, seconds: float) -> None:
 def started(folder: Path, own: dict[str, str], what: str) -> Iterator[PrefectServer]:
     """Run a server and say how long it took to answer."""
     began = time.perf_counter()
-    with prefect_server(folder / "server", None, **own) as server:
+    with prefect_server(folder / "server", None, 0, **own) as server:
         say(what, time.perf_counter() - began)
         with temporary_settings({PREFECT_API_URL: server.url}):
             yield server

@@ -75,7 +75,8 @@ def _counted(work: Callable[[], object], out: str) -> Counter[str]:
         yield from listed(url)
 
     listed = storage.list_batches
-    with patch.multiple(storage, list_batches=pages, **{name: count(name) for name in real}):
+    counted: dict[str, Any] = {name: count(name) for name in real} | {"list_batches": pages}
+    with patch.multiple(storage, **counted):
         work()
     return found
 

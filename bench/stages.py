@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -27,7 +28,7 @@ from bench.random_models import random_captioner, random_encoder
 from clipcap import embedding, manifest, storage
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.labels import bank
-from clipcap.layout import Run, Shard
+from clipcap.layout import Run
 from clipcap.outcomes import Outcome
 from clipcap.stages import caption, embed, label, shard
 from clipcap.stages.caption import CaptionSettings, CaptionSpeed
@@ -82,38 +83,26 @@ def _night(
     plan = shard.plan(str(chosen.images), run=run, settings=settings)
     figures = [Figure("list and plan", plan.listed, time.perf_counter() - began, 0.0)]
     targets = [part.shard for part in plan.planned]
-    figures.append(_timed("shard", targets, lambda t: shard.shard(t, run=run, settings=settings)))
+    write = partial(shard.shard, run=run, settings=settings)
+    figures.append(_timed("shard", lambda: [write(target) for target in targets]))
     shards = manifest.shards(run.out)
+    speed = Speed(batch_size=BATCH)
     figures.append(
-        _timed(
-            "embed",
-            shards,
-            lambda t: embed.embed([t], run=run, settings=encoder, speed=Speed(batch_size=BATCH)),
-        )
+        _timed("embed", lambda: embed.embed(shards, run=run, settings=encoder, speed=speed))
     )
-    figures.append(
-        _timed(
-            "caption",
-            shards,
-            lambda t: caption.caption(
-                t, run=run, settings=captioner, encoder=encoder, speed=CaptionSpeed()
-            ),
-        )
+    describe = partial(
+        caption.caption, run=run, settings=captioner, encoder=encoder, speed=CaptionSpeed()
     )
-    places = [bank.load("scene_places")]
-    figures.append(
-        _timed(
-            "label",
-            shards,
-            lambda t: label.label(t, places, run=run, settings=LabelSettings(), encoder=encoder)[0],
-        )
-    )
+    figures.append(_timed("caption", lambda: [describe(target) for target in shards]))
+    places, choice = [bank.load("scene_places")], LabelSettings()
+    name = partial(label.label, run=run, settings=choice, encoder=encoder)
+    figures.append(_timed("label", lambda: [name(target, places)[0] for target in shards]))
     return figures
 
 
-def _timed(stage: str, targets: list[Shard], work: Callable[[Shard], Outcome]) -> Figure:
+def _timed(stage: str, work: Callable[[], list[Outcome]]) -> Figure:
     began = time.perf_counter()
-    outcomes = [work(target) for target in targets]
+    outcomes = work()
     wall_s = time.perf_counter() - began
     return Figure(
         stage,

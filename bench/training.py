@@ -138,7 +138,7 @@ def plain(
                 logits_BTV.reshape(-1, logits_BTV.shape[-1]), token_BT.flatten(), ignore_index=0
             )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         yield time.process_time()
 

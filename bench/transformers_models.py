@@ -45,8 +45,12 @@ def clip(folder: Path, *, small: bool) -> CLIPModel:
 
 def siglip(folder: Path) -> SiglipModel:
     """Write a small random SiglipModel with a scale and a bias as such models have."""
-    sizes = SMALL | {"hidden_size": 64}
-    ends = {"bos_token_id": WORDS - 2, "eos_token_id": WORDS - 1, "pad_token_id": WORDS - 1}
+    sizes: dict[str, Any] = SMALL | {"hidden_size": 64}
+    ends: dict[str, Any] = {
+        "bos_token_id": WORDS - 2,
+        "eos_token_id": WORDS - 1,
+        "pad_token_id": WORDS - 1,
+    }
     text = SiglipTextConfig(**sizes, **ends, vocab_size=WORDS, max_position_embeddings=64)
     config = SiglipConfig(
         text_config=text.to_dict(), vision_config=SiglipVisionConfig(**sizes).to_dict()
@@ -60,7 +64,7 @@ def siglip(folder: Path) -> SiglipModel:
     return model
 
 
-def vocabulary() -> tuple[dict[str, int], list[tuple[str, ...]]]:
+def vocabulary() -> tuple[dict[str, int], Any]:
     """Return CLIP's byte pairs, which open_clip brings, as transformers wants them."""
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")

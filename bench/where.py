@@ -204,6 +204,7 @@ def _settings(model: str, folder: Path) -> EmbedSettings:
 def _cost(run: Run, settings: EmbedSettings, files: list[bytes]) -> None:
     ref, speed = embedding.reference(settings), Speed(device="cpu", batch_size=64)
     targets = manifest.shards(run.out)
+    whole_s = 0.0
     for _ in range(2):  # the first loads and warms
         for target in targets:
             storage.delete(layout.embeddings(run.out, target, model_id=ref.model_id))

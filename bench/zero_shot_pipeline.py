@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -58,7 +59,11 @@ def by_pipeline(model: Path, photographs: list[Path], names: list[str]) -> float
 
     classify = pipeline("zero-shot-image-classification", model=str(model), device="cpu")
     given = [str(one) for one in photographs]
-    choices = {"candidate_labels": names, "hypothesis_template": TEMPLATE, "batch_size": 8}
+    choices: dict[str, Any] = {
+        "candidate_labels": names,
+        "hypothesis_template": TEMPLATE,
+        "batch_size": 8,
+    }
     began = time.process_time()
     found = list(classify(given, **choices))
     spent = time.process_time() - began
