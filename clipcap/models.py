@@ -106,7 +106,8 @@ def captioner_folder(name: str) -> str:
     raise SettingsError(
         f"No captioner {name!r}.{modelnames.did_you_mean(folder.name, [BUNDLED, *beside])} "
         f"On this machine: {', '.join(here)}. "
-        "A captioner is `bundled`, or a folder that `clipcap train` wrote, or its URL."
+        "A captioner is `bundled`, or a folder that `clipcap train` wrote "
+        "(OUT/captioners/NAME), or its URL."
     )
 
 

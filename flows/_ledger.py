@@ -32,6 +32,7 @@ from flows._logs import sent_to_prefect
 from flows._telemetry import telemetry
 from flows._tell import LISTENER, Listener
 from flows._watchdog import Watchdog
+from flows.settings import begun
 from tasks._task import Partition, cut
 
 P = ParamSpec("P")
@@ -61,7 +62,7 @@ class Ledger:
         self.run = Run(
             run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
             out=storage.canonical(out),
-            dt=(logical_date or start.date()).isoformat(),
+            dt=(begun(logical_date) if logical_date else start.date()).isoformat(),
         )
         self._opening = Night(
             run=self.run,

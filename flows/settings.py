@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated
 
 from pydantic import Field
 
 from clipcap import promotions, storage
 from clipcap.embedding import EmbedSettings, Speed
+from clipcap.errors import SettingsError
 from clipcap.settings import Settings
 from clipcap.stability import DriftSettings
 from clipcap.stages.caption import CaptionSettings, CaptionSpeed
@@ -22,6 +23,21 @@ LogicalDate = Annotated[date, Field(json_schema_extra={"pattern": r"^\d{4}-\d{2}
 SHARDS_PER_PARTITION = 10
 """With 2,000 images a shard: minutes on a CPU, and 10 million images are 500 tasks of a stage."""
 MAX_REJECT_RATE = 0.05
+
+
+def begun(given: date) -> date:
+    """Return a logical date that has begun somewhere on earth.
+
+    Raises:
+        SettingsError: it is to come.
+    """
+    newest = datetime.now(UTC).date() + timedelta(days=1)
+    if given > newest:
+        raise SettingsError(
+            f"The logical date must be {newest} or before, but is {given}. Shards filed under a "
+            "date to come would stay the newest of the output until then."
+        )
+    return given
 
 
 def settled(settings: CaptionSettings, out: str) -> CaptionSettings:

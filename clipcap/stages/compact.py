@@ -43,13 +43,14 @@ class CompactSettings(Settings):
 class Compacted:
     """What was merged, or, in a dry run, would be.
 
-    `untouched` small shards have none to be merged with; those that are `waiting` were changed
-    since readers were told of them.
+    `untouched` small shards have none to be merged with; `unsettled` ones are of the newest dates;
+    those that are `waiting` were changed since readers were told of them.
     """
 
     shards: int
     small: int
     untouched: int
+    unsettled: int
     waiting: int
     finished: int
     groups: tuple[Group, ...]
@@ -83,7 +84,8 @@ def compact(run: Run, *, settings: CompactSettings, write: bool) -> Compacted:
     most = settings.pack.max_bytes * settings.small
     found = rewriting.parts(held, lambda shard: tars[shard] < most)
     some = [one for one in found if one.images < settings.pack.max_images * settings.small]
-    groups = tuple(grouped(_old_enough(some, live, settings), settings))
+    old = list(_old_enough(some, live, settings))
+    groups = tuple(grouped(old, settings))
     merged = rewriting.rewrite(groups, held, run=run) if write else []
     if merged or finished:
         params = settings.model_dump_json()
@@ -91,7 +93,8 @@ def compact(run: Run, *, settings: CompactSettings, write: bool) -> Compacted:
     return Compacted(
         shards=len(live),
         small=len(some),
-        untouched=len(some) - sum(len(one.parts) for one in groups),
+        untouched=len(old) - sum(len(one.parts) for one in groups),
+        unsettled=len(some) - len(old),
         waiting=sum(tars[shard] < most and not held.is_told(shard) for shard in live),
         finished=len(finished),
         groups=groups,

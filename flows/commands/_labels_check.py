@@ -52,7 +52,8 @@ def _tell(found: LabelSet, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"ok": True, "name": found.name, **count, "notes": told}, indent=1))
         return
-    groups = f" in {count['groups']:,} groups" if found.groups else ""
+    ending = "" if count["groups"] == 1 else "s"
+    groups = f" in {count['groups']:,} group{ending}" if found.groups else ""
     background = f", {count['background']:,} background names" if found.background else ""
     own = count["labels_with_own_templates"]
     click.echo(f"{found.name} is right: {count['labels']:,} labels{groups}{background}")

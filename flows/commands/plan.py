@@ -17,7 +17,7 @@ from clipcap.stages import shard as stage
 from clipcap.stages.caption import choose
 from flows.commands import _options as options
 from flows.commands._start import json_option
-from flows.settings import NightlySettings, settled
+from flows.settings import NightlySettings, begun, settled
 from tasks.preflight import check_models
 
 _ANY = Shard(dt="0000-00-00", name="any")
@@ -56,7 +56,7 @@ def foreseen(source: str, out: str, settings: NightlySettings, date: datetime | 
         settings = settings.model_copy(update={"caption": caption})
     devices = (settings.speed.device, settings.caption_speed.device)
     check_models.fn(settings.embed, settings.caption, settings.label.label_sets, devices)
-    dt = (date or datetime.now(UTC)).date().isoformat()
+    dt = (begun(date.date()) if date else datetime.now(UTC).date()).isoformat()
     run = Run(run_id="plan", out=storage.canonical(out), dt=dt)
     planned = stage.plan(source, run=run, settings=settings.shard, write=False)
     size = settings.shards_per_partition

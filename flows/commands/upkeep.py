@@ -66,6 +66,8 @@ def compact(out: str, settings: CompactSettings, *, as_json: bool, yes: bool) ->
     if done.untouched:
         more = " of their date (see --within)" if settings.within == "day" else ""
         click.echo(f"          {done.untouched:,} small ones have none to be merged with{more}")
+    if done.unsettled:
+        click.echo(f"          {done.unsettled:,} are of the newest dates (see --settled-days)")
     if done.waiting:
         click.echo(f"          {done.waiting:,} wait for a night: changed since the last one")
     if not yes and done.groups:
@@ -73,7 +75,9 @@ def compact(out: str, settings: CompactSettings, *, as_json: bool, yes: bool) ->
 
 
 def _compacted(done: Compacted, *, written: bool) -> dict[str, Any]:
-    counts = ("shards", "small", "untouched", "waiting", "finished", "sources", "seconds")
+    counts = (
+        "shards", "small", "untouched", "unsettled", "waiting", "finished", "sources", "seconds",
+    )  # fmt: skip
     groups = [
         {"dt": one.dt, "shards": [str(part.shard) for part in one.parts], "bytes": one.tar_bytes}
         for one in done.groups

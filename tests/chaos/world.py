@@ -34,7 +34,7 @@ from tests.chaos.store import Actor, Store
 BROKEN = 0
 """The colour of bytes that are no picture."""
 TOP_K = 2
-FIRST_DAY = date(2026, 11, 1)
+FIRST_DAY = date(2026, 6, 1)
 RECORDS = ("runs", "shard_runs", "reports", "_manifests", "_latest.json", "_SUCCESS")
 """What a night writes that finds everything done: its own records."""
 LABELS = (("cat", "dog", "house"), ("ant", "bee", "gnu", "hen"))

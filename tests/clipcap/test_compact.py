@@ -152,7 +152,7 @@ def test_by_default_only_shards_of_one_date_are_merged(tiny: Tiny, tmp_path: Pat
 
 def test_dates_that_readers_may_not_have_reached_stay(own: Place) -> None:
     done = own.compact(CompactSettings(within="month", settled_days=2))
-    assert [one.dt for one in done.groups] == [day(0)]
+    assert ([one.dt for one in done.groups], done.unsettled, done.untouched) == ([day(0)], 2, 0)
     assert [shard.dt for shard in manifest.shards(own.url)] == [day(0), day(2), day(3)]
 
 

@@ -54,12 +54,13 @@ def with_option(asked: list[str], option: str, value: str) -> list[str]:
     ("option", "value", "said"),
     [
         ("--model", "ViT-B-33", ("No encoder 'ViT-B-33'", "Did you mean ViT-B-32", "models --all")),
-        ("--captioner", "bundle", ("No captioner 'bundle'", "Did you mean bundled")),
+        ("--captioner", "bundle", ("No captioner 'bundle'", "Did you mean bundled", "/captioners/")),
         ("--captioner", "bundled", ("does not fit", "clipcap-tiny-clip", "dimension must be")),
         ("--label-set", "scene_place", ("No label set 'scene_place'", "scene_places")),
         ("--batch-size", "0", ("speed.batch_size", "greater than 0", "it is 0")),
         ("--max-reject-rate", "2", ("max_reject_rate", "less than or equal to 1")),
         ("--device", "gpu", ("speed.device", "cuda")),
+        ("--date", "2999-01-31", ("The logical date must be", "is 2999-01-31")),
         ("--settings", "no.toml", ("The settings file no.toml is not there",)),
     ],
 )
