@@ -54,7 +54,7 @@ def with_option(asked: list[str], option: str, value: str) -> list[str]:
     ("option", "value", "said"),
     [
         ("--model", "ViT-B-33", ("No encoder 'ViT-B-33'", "Did you mean ViT-B-32", "models --all")),
-        ("--captioner", "bundle", ("No captioner 'bundle'", "Did you mean bundled", "/captioners/")),
+        ("--captioner", "bundle", ("No captioner 'bundle'", "mean bundled", "/captioners/")),
         ("--captioner", "bundled", ("does not fit", "clipcap-tiny-clip", "dimension must be")),
         ("--label-set", "scene_place", ("No label set 'scene_place'", "scene_places")),
         ("--batch-size", "0", ("speed.batch_size", "greater than 0", "it is 0")),
