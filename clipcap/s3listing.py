@@ -28,6 +28,7 @@ _RANGES: Final = IN_FLIGHT
 _MOST_RANGES: Final = 128  # each takes a request at least
 _ROUNDS: Final = 4
 _BRANCHES: Final = 64  # children of one stem that are looked for
+_DAMAGED: Final = "its listing is damaged"
 _LAST: Final = "\U0010ffff"  # sorts after every other character
 
 _FIELDS: Final = (
@@ -37,7 +38,8 @@ _FIELDS: Final = (
     re.compile(rb"<LastModified>([^<]*)</LastModified>"),
 )
 _CONTENTS: Final = re.compile(rb"<Contents>(.*?)</Contents>", re.DOTALL)
-_MORE: Final = re.compile(rb"<IsTruncated>\s*true\s*</IsTruncated>", re.IGNORECASE)
+_MORE: Final = re.compile(rb"<IsTruncated>\s*(true|false)\s*</IsTruncated>", re.IGNORECASE)
+_COUNT: Final = re.compile(rb"<KeyCount>\s*(\d+)\s*</KeyCount>")
 _ENTITY: Final = re.compile(r"&(?:#x([0-9a-fA-F]{1,6})|#([0-9]{1,7})|(amp|lt|gt|quot|apos));")
 _NAMED: Final = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
@@ -81,7 +83,7 @@ def batches(bucket: Bucket, prefix: str, *, root: str) -> Iterator[pa.RecordBatc
     Raises:
         Refusal: the bucket is not there or may not be listed.
         TimeoutError: the store does not answer in time.
-        ConnectionError: there is no store, or a connection broke.
+        ConnectionError: there is no store, a connection broke, or what came is no whole listing.
     """
     rest = _Range("")
     for _ in range(LONG_PAGES):
@@ -160,16 +162,29 @@ def _page(bucket: Bucket, prefix: str, after: str, limit: int = 0) -> _Page:
     query |= {"prefix": prefix} if prefix else {}
     query |= {"start-after": after} if after else {}
     answer = bucket.request("GET", "", query=query)
-    data = answer.data
+    try:
+        page = _parsed(answer.data)
+    except ValueError as error:
+        raise ConnectionError(_DAMAGED) from error
+    if not page.is_last and (not page.keys or page.keys[-1] <= after):
+        raise Refusal(str(answer.status), said="its listing does not go on")
+    return page
+
+
+def _parsed(data: bytes) -> _Page:
+    """Return the objects of a page: nobody knows its checksum, so all that it must hold is there.
+
+    Raises:
+        ValueError: something is not, so that an object, or the rest of them, would seem gone.
+    """
     fields = [field.findall(data) for field in _FIELDS]
     if len({len(found) for found in fields}) > 1:  # an object without an etag, say
         fields = _one_by_one(data)
-    keys = [text(key) for key in fields[0]]
-    is_last = not _MORE.search(data)
-    if not is_last and (not keys or keys[-1] <= after):
-        raise Refusal(str(answer.status), said="its listing does not go on")
-    _, sizes, etags, times = fields
-    return _Page(keys, sizes, etags, times, is_last)
+    keys, sizes, etags, times = fields
+    more, count = _MORE.search(data), _COUNT.search(data)
+    if more is None or (count and int(count[1]) > len(keys)):
+        raise ValueError(_DAMAGED)
+    return _Page([text(key) for key in keys], sizes, etags, times, more[1].lower() == b"false")
 
 
 def _one_by_one(data: bytes) -> list[list[bytes]]:
@@ -177,6 +192,8 @@ def _one_by_one(data: bytes) -> list[list[bytes]]:
         [found[1] if (found := field.search(one)) else b"" for field in _FIELDS]
         for one in _CONTENTS.findall(data)
     ]
+    if not all(key and size and time for key, size, _, time in rows):
+        raise ValueError(_DAMAGED)
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _FIELDS]
 
 
@@ -194,17 +211,10 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def _batch(page: _Page, root: str, prefix: str) -> pa.RecordBatch:
-    keys = pa.array(page.keys, pa.string())
-    sizes, etags, times = (
-        pa.array(found, pa.binary()).cast(pa.string())
-        for found in (page.sizes, page.etags, page.times)
-    )
-    columns = [
-        pc.binary_join_element_wise(root, keys, ""),
-        sizes.cast(pa.int64()),
-        pc.ascii_trim(pc.replace_substring(etags, "&quot;", ""), '"'),
-        times.cast(pa.timestamp("ns", tz="UTC")).cast(LISTED.types[3], safe=False),
-    ]
+    try:
+        columns = _columns(page, root)
+    except pa.ArrowInvalid as error:
+        raise ConnectionError(_DAMAGED) from error
     start = len(prefix)
     shown = [
         key[start : start + 1] != "."
@@ -214,3 +224,16 @@ def _batch(page: _Page, root: str, prefix: str) -> pa.RecordBatch:
     ]
     found = pa.record_batch(columns, schema=LISTED)
     return found if all(shown) else found.filter(pa.array(shown))
+
+
+def _columns(page: _Page, root: str) -> list[pa.Array]:
+    sizes, etags, times = (
+        pa.array(found, pa.binary()).cast(pa.string())
+        for found in (page.sizes, page.etags, page.times)
+    )
+    return [
+        pc.binary_join_element_wise(root, pa.array(page.keys, pa.string()), ""),
+        sizes.cast(pa.int64()),
+        pc.ascii_trim(pc.replace_substring(etags, "&quot;", ""), '"'),
+        times.cast(pa.timestamp("ns", tz="UTC")).cast(LISTED.types[3], safe=False),
+    ]
