@@ -16,12 +16,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
+from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events import emit_event
+from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests import postgres
@@ -31,6 +44,7 @@ from tests.prefect_servers import PREFECT, PrefectServer, prefect_server, worker
 
 DEPLOYMENTS = ROOT / "deployments"
 WAIT_S = 300.0
+EVERY = timedelta(seconds=20)
 ENDLESS = '''"""A run that never ends."""
 
 import os
@@ -104,38 +118,87 @@ def measure(server: PrefectServer, folder: Path, repeats: int) -> None:
             stdout=subprocess.DEVNULL,
         )
         say("clipcap automations apply", time.perf_counter() - began)
-    took = []
-    with worker(server, "cpu-pool", folder, PREFECT_WORKER_QUERY_SECONDS="2"):
+    with (
+        worker(server, "cpu-pool", folder, PREFECT_WORKER_QUERY_SECONDS="2"),
+        get_client(sync_client=True) as client,
+    ):
         time.sleep(5)
+        starts = Starts(client, client.read_deployment_by_name("shard/shard").id)
+        starts.by_command(server, folder, repeats)
+        starts.by_schedule(repeats)
+        starts.by_event(repeats)
+
+
+class Starts:
+    """How long the runs of one deployment take to their first task, in each way to start one."""
+
+    def __init__(self, client: SyncPrefectClient, deployment: UUID) -> None:
+        """Know the runs that were there before."""
+        self._client, self._deployment = client, deployment
+        self._seen: set[UUID] = set()
+
+    def by_command(self, server: PrefectServer, folder: Path, repeats: int) -> None:
+        """Type `prefect deployment run`."""
+        took, said = [], []
         for n in range(repeats):
-            name = f"measured-{n}"
             began = time.time()
-            server.run("deployment", "run", "shard/shard", "--param", f"out={folder}/out-{n}",
-                       "--tag", name)  # fmt: skip
-            said = time.time() - began
-            first = first_task(name)
-            took.append(first.timestamp() - began)
-            say(f"command to first task (the command itself took {said:.1f} s)", took[-1])
+            server.run("deployment", "run", "shard/shard", "--param", f"out={folder}/out-{n}")
+            said.append(time.time() - began)
+            took.append(self._next()[1] - began)
             time.sleep(n % 2)  # not always at the same moment of the worker's two seconds
-    print(f"command to first task: median {median(took):.1f} s, least {min(took):.1f} s")
+        say(f"the command itself, median of {repeats}", median(said))
+        say_all("command", took)
 
+    def by_schedule(self, repeats: int) -> None:
+        """Let a schedule be due again and again."""
+        often = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=EVERY))
+        (made,) = self._client.create_deployment_schedules(self._deployment, [often])
+        took = []
+        for _ in range(repeats):
+            run, first = self._next()
+            due = run.expected_start_time
+            took.append(first - (due.timestamp() if due else first))
+        self._client.delete_deployment_schedule(self._deployment, made.id)
+        say_all("due by a schedule", took)
 
-def first_task(tag: str) -> datetime:
-    """Return when the first task of a run with this tag began."""
-    deadline = time.monotonic() + WAIT_S
-    with get_client(sync_client=True) as client:
+    def by_event(self, repeats: int) -> None:
+        """Say that images came, for which an automation waits."""
+        trigger = {"type": "event", "expect": ["images.came"], "posture": "Reactive",
+                   "threshold": 1, "within": 0}  # fmt: skip
+        action = {"type": "run-deployment", "source": "selected",
+                  "deployment_id": str(self._deployment)}  # fmt: skip
+        told = {"name": "came", "trigger": trigger, "actions": [action]}
+        self._client.create_automation(AutomationCore.model_validate(told))
+        took = []
+        for _ in range(repeats):
+            began = time.time()
+            emit_event("images.came", resource={"prefect.resource.id": "images.photos"})
+            took.append(self._next()[1] - began)
+        say_all("event to an automation", took)
+
+    def _next(self) -> tuple[FlowRun, float]:
+        """Wait for the next run that completes; return it, and when its first task began."""
+        of = DeploymentFilter(id=DeploymentFilterId(any_=[self._deployment]))
+        done = FlowRunFilter(
+            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Completed"]))
+        )
+        deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
-            runs = [run for run in client.read_flow_runs(limit=20) if tag in run.tags]
-            tasks = client.read_task_runs() if runs else []
-            began = [
-                one.start_time
-                for one in tasks
-                if one.flow_run_id in {run.id for run in runs} and one.start_time
-            ]
-            if began and all(run.state and run.state.is_final() for run in runs):
-                return min(began).astimezone(UTC)
+            runs = self._client.read_flow_runs(deployment_filter=of, flow_run_filter=done)
+            for run in (one for one in runs if one.id not in self._seen):
+                self._seen.add(run.id)
+                mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+                tasks = self._client.read_task_runs(flow_run_filter=mine)
+                return run, min(one.start_time.timestamp() for one in tasks if one.start_time)
             time.sleep(0.5)
-    raise TimeoutError(tag)
+        raise TimeoutError("No run completed.")
+
+
+def say_all(way: str, took: list[float]) -> None:
+    """Print how long the way to a first task was."""
+    load = f"(load {os.getloadavg()[0]:.1f})"
+    print(f"{way} to first task: median {median(took):.1f} s, least {min(took):.1f} s, "
+          f"most {max(took):.1f} s {load}", flush=True)  # fmt: skip
 
 
 def zombie(server: PrefectServer, folder: Path) -> None:
