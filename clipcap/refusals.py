@@ -51,6 +51,13 @@ class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
         return self.is_one_of(_LATER)
 
 
+class Damaged(ConnectionError):  # noqa: N818 - an answer too
+    """What came is not whole, or not what was asked for; asked again, it may be."""
+
+    def __init__(self) -> None:
+        super().__init__("its answer is damaged, or none to what was asked")
+
+
 class translated:  # noqa: N801 - a verb: `with translated("get", url)`
     """Turn what a filesystem raises into a `StorageError` that names the call and what to do.
 
@@ -83,6 +90,8 @@ def _translate(kind: Call, url: str, error: BaseException) -> StorageError | Non
         return NotFoundError(f"{where}: a part of its path is a file, not a folder.")
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{where}: it is not there ({name}).")
+    if isinstance(error, Damaged):
+        return TransientStorageError(f"{where}: {error}.")
     if isinstance(error, TimeoutError | ConnectionError):
         return TransientStorageError(
             f"{where}: the store did not answer in time ({str(error) or name})."

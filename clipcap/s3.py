@@ -231,7 +231,7 @@ class Bucket:
             answer = self._tried("GET", f"{self.account.base('', self.region)}/", {}, b"")
         except (Refusal, OSError):
             return []
-        return sorted(name.decode() for name in _BUCKET.findall(answer.data))
+        return sorted(name.decode(errors="replace") for name in _BUCKET.findall(answer.data))
 
     def _tried(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         until = time.monotonic() + self.deadline_s + len(body) / _SLOWEST_BYTES_PER_S

@@ -3,6 +3,10 @@
 S3 gives 1,000 keys a request, and each request must know where the last one ended. So a long
 listing is cut into ranges of keys that can be listed beside each other. Where to cut is found by
 asking for the first key after a guess, which needs no delimiter and works in a flat bucket too.
+
+Nobody sends the checksum of a page, and where there is no TLS nothing else notices a flipped bit.
+So each page must hold what it says, and the next one begins with the last key of it: no object is
+passed over because of another one that is misspelt.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipcap.objects import LISTED
-from clipcap.refusals import Refusal
+from clipcap.refusals import Damaged, Refusal
 from clipcap.s3 import Bucket
 
 IN_FLIGHT: Final = 16
@@ -28,7 +32,6 @@ _RANGES: Final = IN_FLIGHT
 _MOST_RANGES: Final = 128  # each takes a request at least
 _ROUNDS: Final = 4
 _BRANCHES: Final = 64  # children of one stem that are looked for
-_DAMAGED: Final = "its listing is damaged"
 _LAST: Final = "\U0010ffff"  # sorts after every other character
 
 _FIELDS: Final = (
@@ -41,6 +44,7 @@ _CONTENTS: Final = re.compile(rb"<Contents>(.*?)</Contents>", re.DOTALL)
 _MORE: Final = re.compile(rb"<IsTruncated>\s*(true|false)\s*</IsTruncated>", re.IGNORECASE)
 _COUNT: Final = re.compile(rb"<KeyCount>\s*(\d+)\s*</KeyCount>")
 _ENTITY: Final = re.compile(r"&(?:#x([0-9a-fA-F]{1,6})|#([0-9]{1,7})|(amp|lt|gt|quot|apos));")
+_HALVES: Final = range(0xD800, 0xE000)  # of characters: none of them is one
 _NAMED: Final = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
@@ -55,21 +59,42 @@ class _Page:
     is_last: bool
 
     def upto(self, key: str) -> _Page:
-        """Return the objects up to and with a key; a page that goes beyond it is the last."""
+        """Return the objects up to and with a key; a page that goes beyond it is the last.
+
+        Raises:
+            Damaged: the keys are not in order.
+        """
         end = bisect_right(self.keys, key)
-        if end == len(self.keys):
-            return self
-        return _Page(
-            self.keys[:end], self.sizes[:end], self.etags[:end], self.times[:end], is_last=True
-        )
+        within, beyond = self.keys[:end], self.keys[end:]
+        if (within and max(within) > key) or (beyond and min(beyond) <= key):
+            raise Damaged
+        return self._cut(0, end, is_last=True) if beyond else self
+
+    def behind(self, first: str) -> _Page:
+        """Return the objects behind the first one, whose key is known.
+
+        Raises:
+            Damaged: another one is the first.
+        """
+        if self.keys[:1] != [first]:
+            raise Damaged
+        return self._cut(1, len(self.keys), is_last=self.is_last)
+
+    def _cut(self, start: int, end: int, *, is_last: bool) -> _Page:
+        some = slice(start, end)
+        return _Page(self.keys[some], self.sizes[some], self.etags[some], self.times[some], is_last)
 
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """The keys after `after`, up to and with `until` ("": to the end)."""
+    """The keys after `after`, up to and with `until` ("": to the end).
+
+    The `first` of them, if it is known, was listed before.
+    """
 
     after: str
     until: str = ""
+    first: str = ""
 
 
 def batches(bucket: Bucket, prefix: str, *, root: str) -> Iterator[pa.RecordBatch]:
@@ -83,18 +108,21 @@ def batches(bucket: Bucket, prefix: str, *, root: str) -> Iterator[pa.RecordBatc
     Raises:
         Refusal: the bucket is not there or may not be listed.
         TimeoutError: the store does not answer in time.
-        ConnectionError: there is no store, a connection broke, or what came is no whole listing.
+        ConnectionError: there is no store, or a connection broke.
+        Damaged: what came is no whole listing.
     """
     rest = _Range("")
     for _ in range(LONG_PAGES):
-        page = _page(bucket, prefix, rest.after)
+        page, left = _listed(bucket, prefix, rest)
         yield _batch(page, root, prefix)
-        if page.is_last:
+        if left is None:
             return
-        rest = _Range(page.keys[-1])
+        rest = left
+    if rest.first and _page(bucket, prefix, rest.after, limit=1).keys != [rest.first]:
+        raise Damaged
     pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="list")
     try:
-        ranges = _ranges(bucket, prefix, rest.after, pool)
+        ranges = _ranges(bucket, prefix, rest.first or rest.after, pool)
         for page in _beside(bucket, prefix, ranges, pool):
             yield _batch(page, root, prefix)
     finally:
@@ -104,17 +132,28 @@ def batches(bucket: Bucket, prefix: str, *, root: str) -> Iterator[pa.RecordBatc
 def _beside(bucket: Bucket, prefix: str, ranges: list[_Range], pool: Executor) -> Iterator[_Page]:
     """List ranges beside each other; never more than `IN_FLIGHT` pages are held."""
     waiting = ranges[::-1]
-    running: dict[Future[_Page], _Range] = {}
+    running: set[Future[tuple[_Page, _Range | None]]] = set()
     while waiting or running:
         while waiting and len(running) < IN_FLIGHT:
-            found = waiting.pop()
-            running[pool.submit(_page, bucket, prefix, found.after)] = found
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            until, page = running.pop(future).until, future.result()
-            page = page.upto(until) if until else page
-            if not page.is_last:
-                waiting.append(_Range(page.keys[-1], until))
+            running.add(pool.submit(_listed, bucket, prefix, waiting.pop()))
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            page, left = future.result()
+            if left is not None:
+                waiting.append(left)
             yield page
+
+
+def _listed(bucket: Bucket, prefix: str, wanted: _Range) -> tuple[_Page, _Range | None]:
+    """Return the next objects of a range, and what is left of it behind them."""
+    page = _page(bucket, prefix, wanted.after)
+    keys = page.keys
+    page = page.behind(wanted.first) if wanted.first else page
+    page = page.upto(wanted.until) if wanted.until else page
+    if page.is_last:
+        return page, None
+    after, first = keys[-2:] if len(keys) > 1 else (keys[-1], "")
+    return page, _Range(after, wanted.until, first)
 
 
 def _ranges(bucket: Bucket, prefix: str, after: str, pool: Executor) -> list[_Range]:
@@ -158,32 +197,35 @@ def _branches(bucket: Bucket, prefix: str, stem: str, after: str) -> list[str]:
 
 
 def _page(bucket: Bucket, prefix: str, after: str, limit: int = 0) -> _Page:
-    query = {"list-type": "2", "max-keys": str(limit or PAGE_KEYS)}
+    limit = limit or PAGE_KEYS
+    query = {"list-type": "2", "max-keys": str(limit)}
     query |= {"prefix": prefix} if prefix else {}
     query |= {"start-after": after} if after else {}
     answer = bucket.request("GET", "", query=query)
     try:
-        page = _parsed(answer.data)
+        page = _parsed(answer.data, limit)
     except ValueError as error:
-        raise ConnectionError(_DAMAGED) from error
+        raise Damaged from error
     if not page.is_last and (not page.keys or page.keys[-1] <= after):
+        if page.keys and (page.keys[0] > after or limit == 1):
+            raise Damaged
         raise Refusal(str(answer.status), said="its listing does not go on")
     return page
 
 
-def _parsed(data: bytes) -> _Page:
-    """Return the objects of a page: nobody knows its checksum, so all that it must hold is there.
+def _parsed(data: bytes, limit: int) -> _Page:
+    """Return the objects of a page.
 
     Raises:
-        ValueError: something is not, so that an object, or the rest of them, would seem gone.
+        ValueError: not all is there that a page must hold.
     """
     fields = [field.findall(data) for field in _FIELDS]
     if len({len(found) for found in fields}) > 1:  # an object without an etag, say
         fields = _one_by_one(data)
     keys, sizes, etags, times = fields
     more, count = _MORE.search(data), _COUNT.search(data)
-    if more is None or (count and int(count[1]) > len(keys)):
-        raise ValueError(_DAMAGED)
+    if more is None or (count and len(keys) < int(count[1]) <= limit):
+        raise ValueError("It is cut, or has fewer objects than it says.")
     return _Page([text(key) for key in keys], sizes, etags, times, more[1].lower() == b"false")
 
 
@@ -193,12 +235,16 @@ def _one_by_one(data: bytes) -> list[list[bytes]]:
         for one in _CONTENTS.findall(data)
     ]
     if not all(key and size and time for key, size, _, time in rows):
-        raise ValueError(_DAMAGED)
+        raise ValueError("An object has no key, no size or no time.")
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _FIELDS]
 
 
 def text(raw: bytes) -> str:
-    """Return the text that a piece of XML stands for."""
+    """Return the text that a piece of XML stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
     decoded = raw.decode("utf-8")
     return _ENTITY.sub(_character, decoded) if "&" in decoded else decoded
 
@@ -207,14 +253,17 @@ def _character(entity: re.Match[str]) -> str:
     hexadecimal, decimal, name = entity.groups()
     if name:
         return _NAMED[name]
-    return chr(int(hexadecimal, 16) if hexadecimal else int(decimal))
+    code = int(hexadecimal, 16) if hexadecimal else int(decimal)
+    if code in _HALVES:
+        raise ValueError(f"{code} is no character.")
+    return chr(code)
 
 
 def _batch(page: _Page, root: str, prefix: str) -> pa.RecordBatch:
     try:
         columns = _columns(page, root)
     except pa.ArrowInvalid as error:
-        raise ConnectionError(_DAMAGED) from error
+        raise Damaged from error
     start = len(prefix)
     shown = [
         key[start : start + 1] != "."

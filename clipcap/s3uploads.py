@@ -8,28 +8,57 @@ from datetime import UTC, datetime
 from typing import Final
 
 from clipcap.objects import Unfinished
-from clipcap.refusals import Refusal
+from clipcap.refusals import Damaged, Refusal
 from clipcap.s3 import Bucket
 from clipcap.s3listing import text
 
 _UPLOAD: Final = re.compile(rb"<Upload>(.*?)</Upload>", re.DOTALL)
-_MORE: Final = re.compile(rb"<IsTruncated>\s*true\s*</IsTruncated>", re.IGNORECASE)
+_ID: Final = b"<UploadId>"
+_MORE: Final = re.compile(rb"<IsTruncated>\s*(true|false)\s*</IsTruncated>", re.IGNORECASE)
 
 
 def uploads(bucket: Bucket, prefix: str, *, root: str) -> Iterator[Unfinished]:
-    """Yield the unfinished uploads of keys that begin with `prefix`; what they hold is not told."""
+    """Yield the unfinished uploads of keys that begin with `prefix`; what they hold is not told.
+
+    Raises:
+        Refusal: the bucket is not there or may not be listed.
+        TimeoutError: the store does not answer in time.
+        ConnectionError: there is no store, or a connection broke.
+        Damaged: what came is no whole list.
+    """
     query = {"uploads": "", "prefix": prefix}
     while True:
         data = bucket.request("GET", "", query=query).data
-        for one in _UPLOAD.findall(data):
-            begun = datetime.fromisoformat(_field(one, b"Initiated")).astimezone(UTC)
-            yield Unfinished(f"{root}{_field(one, b'Key')}", 0, begun, _field(one, b"UploadId"))
-        if not _MORE.search(data):
+        try:
+            found, is_last = _parsed(data, root)
+            after = ("", "") if is_last else _after(data)
+        except ValueError as error:
+            raise Damaged from error
+        yield from found
+        if is_last:
             return
-        after = (_field(data, b"NextKeyMarker"), _field(data, b"NextUploadIdMarker"))
         if after == (query.get("key-marker", ""), query.get("upload-id-marker", "")):
             raise Refusal("200", said="its list of uploads does not go on")
         query |= {"key-marker": after[0], "upload-id-marker": after[1]}
+
+
+def _parsed(data: bytes, root: str) -> tuple[list[Unfinished], bool]:
+    """Return the uploads of a page, and whether it is the last."""
+    uploads, more = _UPLOAD.findall(data), _MORE.search(data)
+    if more is None or len(uploads) != data.count(_ID):
+        raise ValueError("It is cut, or an upload is.")
+    found = []
+    for one in uploads:
+        key, upload_id = _field(one, b"Key"), _field(one, b"UploadId")
+        begun = datetime.fromisoformat(_field(one, b"Initiated")).astimezone(UTC)
+        if not (key and upload_id):
+            raise ValueError("An upload has no key, or no name of its own.")
+        found.append(Unfinished(f"{root}{key}", 0, begun, upload_id))
+    return found, more[1].lower() == b"false"
+
+
+def _after(data: bytes) -> tuple[str, str]:
+    return _field(data, b"NextKeyMarker"), _field(data, b"NextUploadIdMarker")
 
 
 def abort(bucket: Bucket, key: str, upload_id: str) -> None:

@@ -56,7 +56,8 @@ class Ledger:
     def __init__(
         self, flow: str, out: str, parameters: Mapping[str, Any], *, logical_date: date | None
     ) -> None:
-        start = flow_run.scheduled_start_time.astimezone(UTC)  # now, where nothing is scheduled
+        due = flow_run.scheduled_start_time.astimezone(UTC)  # now, where nothing is scheduled
+        start = min(due, datetime.now(UTC))  # a run that is told to begin sooner keeps its due time
         self.plan: Plan | None = None
         self.drift: Drift | None = None
         self.run = Run(

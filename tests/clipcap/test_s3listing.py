@@ -1,29 +1,45 @@
-"""A page of a listing as a store writes it: each object is listed, or the listing is refused."""
+"""Pages of a listing as a store writes them: each object is listed, or the listing is refused."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
-import pyarrow as pa
 import pytest
 
-from clipcap import s3listing
-from clipcap.refusals import Refusal
+from clipcap import s3listing, s3uploads
+from clipcap.refusals import Damaged
 from clipcap.s3 import Answer, Bucket
 
 KEYS = ("photos/a&b.jpg", "photos/été.jpg", "photos/z.jpg")
-PAGE = f"""<?xml version="1.0" encoding="UTF-8"?>
-<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>
-<Prefix>photos/</Prefix><MaxKeys>1000</MaxKeys><KeyCount>{len(KEYS)}</KeyCount>
-<IsTruncated>false</IsTruncated>""" + "".join(
-    f"<Contents><Key>{key.replace('&', '&amp;')}</Key><LastModified>2026-11-01T10:20:3{n}.000Z"
-    f"</LastModified><ETag>&quot;0123456789abcdef{n}&quot;</ETag><Size>12{n}</Size>"
-    "<StorageClass>STANDARD</StorageClass></Contents>"
-    for n, key in enumerate(KEYS)
+MANY = [f"photos/{number:04d}.jpg" for number in range(60)]
+ROOT = "s3://b/"
+HEAD = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<{0} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
 )
 
 
-class OnePage:
+def page(keys: Sequence[str], *, is_cut: bool = False) -> str:
+    """Return a page as Ceph writes it."""
+    head = HEAD.format("ListBucketResult") + (
+        f"<Name>b</Name><Prefix>photos/</Prefix><MaxKeys>1000</MaxKeys>"
+        f"<KeyCount>{len(keys)}</KeyCount><IsTruncated>{str(is_cut).lower()}</IsTruncated>"
+    )
+    contents = "".join(
+        f"<Contents><Key>{key.replace('&', '&amp;')}</Key><LastModified>2026-11-01T10:20:3{n % 10}"
+        f".000Z</LastModified><ETag>&quot;0123456789abcdef{n}&quot;</ETag><Size>12{n}</Size>"
+        "<StorageClass>STANDARD</StorageClass></Contents>"
+        for n, key in enumerate(keys)
+    )
+    return f"{head}{contents}</ListBucketResult>"
+
+
+def flipped(data: bytes, at: int, bit: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+
+class Answers:
     """Stands for a bucket whose every answer is the same."""
 
     def __init__(self, data: bytes) -> None:
@@ -33,39 +49,128 @@ class OnePage:
         return Answer(200, {}, self.data)
 
 
-def listed(data: bytes) -> list[pa.RecordBatch]:
-    return list(s3listing.batches(cast("Bucket", OnePage(data)), "photos/", root="s3://b/"))
+class Store:
+    """Stands for a bucket with `MANY` keys, one of whose answers is damaged."""
+
+    def __init__(self, damaged: int, damage: Callable[[bytes], bytes]) -> None:
+        self.damaged, self.damage, self.asked = damaged, damage, 0
+
+    def request(self, _method: str, _key: str, *, query: dict[str, str]) -> Answer:
+        behind = [key for key in MANY if key > query.get("start-after", "")]
+        most = int(query["max-keys"])
+        data = page(behind[:most], is_cut=len(behind) > most).encode()
+        self.asked += 1
+        return Answer(200, {}, self.damage(data) if self.asked == self.damaged else data)
+
+
+def listed(bucket: object) -> Iterator[str]:
+    for batch in s3listing.batches(cast("Bucket", bucket), "photos/", root=ROOT):
+        yield from batch["url"].to_pylist()
 
 
 def test_a_page_is_read_as_it_is_meant() -> None:
-    (found,) = listed(PAGE.encode())
-    assert found["url"].to_pylist() == [f"s3://b/{key}" for key in KEYS]
+    bucket = cast("Bucket", Answers(page(KEYS).encode()))
+    (found,) = s3listing.batches(bucket, "photos/", root=ROOT)
+    assert found["url"].to_pylist() == [f"{ROOT}{key}" for key in KEYS]
     assert found["size_bytes"].to_pylist() == [120, 121, 122]
     assert found["etag"].to_pylist() == [f"0123456789abcdef{n}" for n in range(3)]
 
 
 @pytest.mark.parametrize("bit", range(8))
-def test_a_flipped_bit_hides_no_object_and_has_an_error_of_its_own(bit: int) -> None:
-    """A page with a bit flipped names as many objects, or it is said to be damaged."""
-    data = PAGE.encode()
+def test_a_flipped_bit_hides_none_of_these_objects(bit: int) -> None:
+    """One of them may be misspelt; else the page is said to be damaged, by an error of ours."""
+    data, urls = page(KEYS).encode(), {f"{ROOT}{key}" for key in KEYS}
     refused = 0
     for at in range(len(data)):
-        flipped = data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
         try:
-            rows = sum(batch.num_rows for batch in listed(flipped))
-        except (ConnectionError, Refusal):
+            found = set(listed(Answers(flipped(data, at, bit))))
+        except Damaged:
             refused += 1
             continue
-        assert rows == len(KEYS), flipped[max(0, at - 20) : at + 20]
+        assert (len(found), len(found & urls)) >= (len(KEYS), len(KEYS) - 1), at
+        assert ROOT not in found
     assert refused > len(KEYS) * len("<Key></Key><LastModified></LastModified><Size></Size>")
 
 
-@pytest.mark.parametrize("lost", ["<IsTruncated>false</IsTruncated>", PAGE[PAGE.rindex("<Con") :]])
+@pytest.mark.parametrize("long_pages", [100, 1])
+def test_a_flipped_bit_in_one_of_many_pages_hides_none_of_these_objects(
+    monkeypatch: pytest.MonkeyPatch, long_pages: int
+) -> None:
+    """Where the next page begins, and where a range ends, does not hang on what one page says."""
+    monkeypatch.setattr(s3listing, "LONG_PAGES", long_pages)
+    monkeypatch.setattr(s3listing, "PAGE_KEYS", 10)
+    draw, urls = random.Random(long_pages), {f"{ROOT}{key}" for key in MANY}
+    ended = {"damaged": 0, "whole": 0, "misspelt": 0}
+
+    def damage(data: bytes) -> bytes:
+        return flipped(data, draw.randrange(len(data)), draw.randrange(8))
+
+    for _ in range(1_000):
+        try:
+            found = list(listed(Store(draw.randrange(1, 8), damage)))
+        except Damaged:
+            ended["damaged"] += 1
+            continue
+        assert len(found) >= len(MANY)
+        lost = len(urls - set(found))
+        assert lost <= 1
+        ended["misspelt" if lost else "whole"] += 1
+    assert min(ended.values()) > 0, ended
+
+
+def test_pages_meet_without_a_gap_or_a_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    for long_pages in (100, 3, 2, 1):
+        monkeypatch.setattr(s3listing, "LONG_PAGES", long_pages)
+        for size in (1, 2, 3, 7, 59, 60, 61):
+            monkeypatch.setattr(s3listing, "PAGE_KEYS", size)
+            assert sorted(listed(Store(0, bytes))) == [f"{ROOT}{key}" for key in MANY]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["<IsTruncated>false</IsTruncated>", "<Key>photos/z.jpg</Key>", page(KEYS[2:])[-250:-19]],
+)
 def test_a_page_that_lacks_something_is_damaged(lost: str) -> None:
-    with pytest.raises(ConnectionError, match="its listing is damaged"):
-        listed(PAGE.replace(lost, "").encode())
+    whole = page(KEYS)
+    cut = whole[: whole.rindex("<Contents>")] if lost not in whole else whole.replace(lost, "")
+    with pytest.raises(Damaged):
+        list(listed(Answers(cut.encode())))
+
+
+@pytest.mark.parametrize("key", ["&#55296;", "&#x110000;", "&#xdfff;"])
+def test_a_character_that_is_none_is_damaged(key: str) -> None:
+    data = page(KEYS).replace("photos/z.jpg", f"photos/{key}.jpg")
+    with pytest.raises(Damaged):
+        list(listed(Answers(data.encode())))
 
 
 def test_an_object_without_an_etag_is_listed() -> None:
-    (found,) = listed(PAGE.replace("<ETag>&quot;0123456789abcdef1&quot;</ETag>", "").encode())
+    data = page(KEYS).replace("<ETag>&quot;0123456789abcdef1&quot;</ETag>", "").encode()
+    (found,) = s3listing.batches(cast("Bucket", Answers(data)), "photos/", root=ROOT)
     assert found["etag"].to_pylist() == ["0123456789abcdef0", "", "0123456789abcdef2"]
+
+
+def test_a_count_of_more_than_was_asked_for_is_of_something_else() -> None:
+    """There is a store that counts what lies behind a page too."""
+    data = page(KEYS).replace("<KeyCount>3<", "<KeyCount>50493<").encode()
+    assert len(list(listed(Answers(data)))) == len(KEYS)
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_hides_no_unfinished_upload(bit: int) -> None:
+    data = (
+        HEAD.format("ListMultipartUploadsResult") + "<Bucket>b</Bucket><Prefix>photos/</Prefix>"
+        "<IsTruncated>false</IsTruncated><Upload><Key>photos/a.tar</Key>"
+        "<UploadId>2~id</UploadId><Initiated>2026-11-01T10:20:30.000Z</Initiated></Upload>"
+        "</ListMultipartUploadsResult>"
+    ).encode()
+    damaged = 0
+    for at in range(len(data)):
+        bucket = cast("Bucket", Answers(flipped(data, at, bit)))
+        try:
+            found = list(s3uploads.uploads(bucket, "photos/", root=ROOT))
+        except Damaged:
+            damaged += 1
+            continue
+        assert len(found) == 1, at
+    assert damaged > len("<Upload></Upload><UploadId></UploadId><Initiated></Initiated>")

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
 from threading import Thread
@@ -243,10 +243,10 @@ def test_a_cancelled_night_cancels_its_groups_and_keeps_their_commits(
         )  # fmt: skip
         child = waited_for(lambda: running(client, "describe"))
         waited_for(lambda: manifest.objects(url, "embeddings"), every_s=0.01)
-        os.kill(process(child), signal.SIGSTOP)
-        night = waited_for(lambda: running(client, f"nightly {drawings}"))
-        prefect_server.run("flow-run", "cancel", str(night.id))
-        waited_for(lambda: has_ended(client, night) and has_ended(client, child))
+        with stopped(process(child)):
+            night = waited_for(lambda: running(client, f"nightly {drawings}"))
+            prefect_server.run("flow-run", "cancel", str(night.id))
+            waited_for(lambda: has_ended(client, night) and has_ended(client, child))
         assert [how_ended(client, one) for one in (night, child)] == ["Cancelled", "Cancelled"]
     before = run_ids(url)
     assert MANY / 2 < len(before) < 2 * MANY, "the shards were written, and some of their tables"
@@ -257,6 +257,17 @@ def test_a_cancelled_night_cancels_its_groups_and_keeps_their_commits(
     assert len(glob(out, "captions")) == MANY
     found = verify.verify(out).problems  # plans of a run that was ended stay for a day
     assert [one for one in found if one.severity != "warning"] == []
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process stand still; it goes on if it is still there."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def has_ended(client: SyncPrefectClient, run: FlowRun) -> bool:
