@@ -15,6 +15,9 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 import clipcap
 from clipcap import credentials
+from flows import _slots
+
+_slots.install()
 
 P = ParamSpec("P")
 R = TypeVar("R")

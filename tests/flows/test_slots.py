@@ -1,0 +1,85 @@
+"""A run whose slot Prefect's server cannot renew, or has forgotten, goes on."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from prefect import Flow, flow_engine
+
+from flows import _slots
+from flows.nightly import nightly
+
+SECONDS = 0.05  # for which a slot is kept: it is renewed every 10 ms
+
+
+class Server:
+    """Answers requests to renew a slot as it is told to, the last answer for ever."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers, self.asked = list(answers), 0
+
+    @contextmanager
+    def client(self, *, sync_client: bool) -> Iterator[Server]:
+        assert sync_client
+        yield self
+
+    def renew_concurrency_lease(self, lease_id: UUID, lease_duration: float) -> None:
+        assert (lease_id, lease_duration) == (SLOT, SECONDS)
+        self.asked += 1
+        status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        request = httpx.Request("POST", "http://server")
+        if not status:
+            raise httpx.ConnectError("All connection attempts failed", request=request)
+        httpx.Response(status, request=request).raise_for_status()
+
+    def wait(self, times: int) -> None:
+        """Wait until it was asked so often."""
+        deadline = time.monotonic() + 30
+        while self.asked < times:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+SLOT = uuid4()
+
+
+def test_flows_keep_their_slots_in_our_way() -> None:
+    """Of the pinned version: the engine must still ask for it by this name."""
+    assert isinstance(nightly, Flow)
+    assert vars(flow_engine)["maintain_concurrency_lease"] is _slots.kept
+    asks = inspect.getsource(flow_engine.FlowRunEngine.setup_run_context)
+    assert "maintain_concurrency_lease(" in asks
+
+
+@pytest.mark.parametrize("answers", [(200, 0, 0, 200), (0, 503, 500, 200)])
+def test_a_server_that_is_away_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[int, ...]
+) -> None:
+    server = Server(*answers)
+    monkeypatch.setattr(_slots, "get_client", server.client)
+    with _slots.kept(SLOT, SECONDS, raise_on_lease_renewal_failure=True):
+        server.wait(8)
+    asked = server.asked
+    time.sleep(0.1)
+    assert server.asked <= asked + 1, "it is not renewed when the run has ended"
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_server_that_has_forgotten_the_slot_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    server = Server(200, status)
+    monkeypatch.setattr(_slots, "get_client", server.client)
+    with caplog.at_level(logging.WARNING), _slots.kept(SLOT, SECONDS):
+        server.wait(2)
+        time.sleep(0.1)
+    assert server.asked == 2
+    (told,) = [one for one in caplog.messages if "slot" in one]
+    assert "the run goes on" in told
