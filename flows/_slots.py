@@ -24,6 +24,7 @@ log = logging.getLogger("clipcap.flows")
 
 _TIMES: Final = 5  # that a slot is renewed before it would be given to another run
 _FORGOTTEN: Final = (404, 410)
+_ENDING_S: Final = 10.0  # a run gives its slot back when it is Completed, and ends a little later
 
 
 @contextmanager
@@ -56,10 +57,11 @@ def _renew(lease_id: UUID, seconds: float, ended: Event) -> None:
                 client.renew_concurrency_lease(lease_id=lease_id, lease_duration=seconds)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code in _FORGOTTEN:
-                    log.warning(
-                        "the Prefect server knows nothing of this run's slot any more (it was "
-                        "started anew?); the run goes on, the next one may begin beside it"
-                    )
+                    if not ended.wait(_ENDING_S):
+                        log.warning(
+                            "the Prefect server knows nothing of this run's slot any more (it was "
+                            "started anew?); the run goes on, the next one may begin beside it"
+                        )
                     return
             except httpx.HTTPError as error:
                 log.info("the Prefect server does not renew this run's slot: %s", error)

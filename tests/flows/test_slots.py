@@ -77,9 +77,21 @@ def test_a_server_that_has_forgotten_the_slot_ends_no_run(
 ) -> None:
     server = Server(200, status)
     monkeypatch.setattr(_slots, "get_client", server.client)
+    monkeypatch.setattr(_slots, "_ENDING_S", 0.01)
     with caplog.at_level(logging.WARNING), _slots.kept(SLOT, SECONDS):
         server.wait(2)
         time.sleep(0.1)
     assert server.asked == 2
     (told,) = [one for one in caplog.messages if "slot" in one]
     assert "the run goes on" in told
+
+
+def test_a_run_that_has_given_its_slot_back_itself_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is Completed, the server has taken the slot back, and the block is about to end."""
+    server = Server(200, 410)
+    monkeypatch.setattr(_slots, "get_client", server.client)
+    with caplog.at_level(logging.WARNING), _slots.kept(SLOT, SECONDS):
+        server.wait(2)
+    assert caplog.messages == []
