@@ -53,9 +53,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server; those of Prefect share one worker, and so one server."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server; those of Prefect share one worker, and so one server.
+
+    `--timeout 0` is for every test, also for one with a limit of its own, which would win.
+    """
+    endless = config.getoption("timeout") == 0
     for item in items:
+        if endless:
+            item.add_marker(pytest.mark.timeout(0), append=False)
         for fixture, marker in SERVER_FIXTURES.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
