@@ -5,6 +5,7 @@ FLICKR8K ?= ../shared/data/flickr8k
 EXAMPLES ?= 20000
 KILLS ?= 200
 FAULTS ?= 50
+SEED ?= $(shell date +%Y%m%d)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -39,8 +40,8 @@ demo: $(INSTALLED) ## Run the nightly flow on bundled pictures with the bundled 
 test: $(INSTALLED) s3-server azure-server postgres-server ## Run all tests (WORKERS=2 processes)
 	$(TEST) --numprocesses $(WORKERS) --dist loadgroup --durations 10
 
-chaos: $(INSTALLED) s3-server postgres-server ## Kill, cut and starve nights by the ten thousand (KILLS=200 FAULTS=50 EXAMPLES=20000): hours
-	CLIPCAP_CHAOS_EXAMPLES=$(EXAMPLES) CLIPCAP_CHAOS_KILLS=$(KILLS) CLIPCAP_CHAOS_FAULTS=$(FAULTS) \
+chaos: $(INSTALLED) s3-server postgres-server ## Kill, cut and starve nights by the ten thousand (KILLS=200 FAULTS=50 EXAMPLES=20000 SEED=today): hours
+	CLIPCAP_CHAOS_SEED=$(SEED) CLIPCAP_CHAOS_EXAMPLES=$(EXAMPLES) CLIPCAP_CHAOS_KILLS=$(KILLS) CLIPCAP_CHAOS_FAULTS=$(FAULTS) \
 	  $(TEST) tests/chaos tests/deployments/test_losses.py --numprocesses $(WORKERS) --dist loadgroup --timeout 0 -rP
 
 check: lint types test audit ## All that CI asks, in CI's order; the tests include arch, docs-check and licences

@@ -182,7 +182,9 @@ class World:
         self.day += 1
         self.store.age(self.out, timedelta(hours=25))
 
-    def night(self, actor: Actor | None = None) -> list[tuple[str, str]]:
+    def night(
+        self, actor: Actor | None = None, models: Models | None = None
+    ) -> list[tuple[str, str]]:
         """Run one night; return what it changed, as calls and paths below the output."""
         actor = actor or Actor()
         self.store.actor = actor
@@ -190,7 +192,7 @@ class World:
             nightly.fn(
                 self.source,
                 self.out,
-                self.folder.settings(self.chosen),
+                self.folder.settings(models or self.chosen),
                 logical_date=FIRST_DAY + timedelta(days=self.day),
             )
         finally:
