@@ -18,6 +18,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 STATUSES: Final = {"500": "Internal Server Error", "503": "Slow Down", "429": "Too Many Requests"}
+THERE: Final = "flipped bit on the way there"
+OF_BODIES: Final = ("reset in the body", "truncated", "flipped bit")
 FAULTS: Final = (
     *STATUSES,
     "reset in the body",
@@ -26,10 +28,10 @@ FAULTS: Final = (
     "frozen",
     "truncated",
     "flipped bit",
-    "flipped bit on the way there",
+    THERE,
 )
-CONDITIONS: Final = (b"\r\nif-none-match:", b"\r\nif-match:")
 """Ways to fail. A lost response and a cut one come after the server has done what it was asked."""
+CONDITIONS: Final = (b"\r\nif-none-match:", b"\r\nif-match:")
 _CODES: Final = {"500": "InternalError", "501": "NotImplemented"}
 _RESET: Final = struct.pack("ii", 1, 0)  # closing sends RST
 _CHUNK: Final = 2**16
@@ -39,7 +41,10 @@ Choose = Callable[[str, str], str]
 
 
 class Proxy:
-    """Stands before a server; `choose` may be replaced at any time, `done` counts faults."""
+    """Stands before a server; `choose` may be replaced at any time, `done` counts faults.
+
+    What would happen to a body and meets a message without one is no fault, and is not counted.
+    """
 
     def __init__(self, endpoint: str) -> None:
         """Listen on a free port of this machine."""
@@ -79,21 +84,22 @@ class Proxy:
                 client.sendall(_refusal("501"))
                 return
             fault = self.choose(method.decode(), path.decode())
-            if fault:
-                self.done[fault] += 1
             if fault == "frozen":
+                self.done[fault] += 1
                 self._ended.wait(60)
             elif fault in STATUSES:
+                self.done[fault] += 1
                 client.sendall(_refusal(fault))
             else:
                 self._answer(client, request, fault)
 
     def _answer(self, client: socket.socket, request: bytes, fault: str) -> None:
-        if fault == "flipped bit on the way there":
+        if fault == THERE:
             request = _flipped(request)
         answer = self._asked(request)
         head_bytes = answer.find(b"\r\n\r\n") + 4
         half = head_bytes + (len(answer) - head_bytes) // 2
+        self.done[fault] += _meets(fault, request, answer)
         if fault == "response lost":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         elif fault == "reset in the body":
@@ -151,11 +157,22 @@ def _length(head: bytes) -> int:
 
 def _flipped(message: bytes) -> bytes:
     """Return a message with one bit of its body changed; without a body as it is."""
-    start = message.find(b"\r\n\r\n") + 4
-    if start == len(message):
+    if not _has_body(message):
         return message
+    start = message.find(b"\r\n\r\n") + 4
     at, bit = random.randrange(start, len(message)), random.randrange(8)
     return message[:at] + bytes([message[at] ^ 1 << bit]) + message[at + 1 :]
+
+
+def _meets(fault: str, request: bytes, answer: bytes) -> bool:
+    """Tell whether there is what a fault needs."""
+    if fault == THERE:
+        return _has_body(request)
+    return bool(fault) and (fault not in OF_BODIES or _has_body(answer))
+
+
+def _has_body(message: bytes) -> bool:
+    return message.find(b"\r\n\r\n") + 4 < len(message)
 
 
 def _is_conditional(request: bytes) -> bool:
