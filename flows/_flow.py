@@ -17,8 +17,6 @@ import clipcap
 from clipcap import credentials
 from flows import _slots
 
-_slots.install()
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -34,6 +32,9 @@ class _Flow(Flow[P, R]):
         """
         credentials.refuse([args, kwargs])
         return super().__call__(*args, **kwargs)
+
+
+_slots.install(_Flow)
 
 
 def flow(*, name: str, run_name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -35,6 +35,8 @@ from flows._watchdog import Watchdog
 from flows.settings import begun
 from tasks._task import Partition, cut
 
+_EARLY = timedelta(hours=1)
+"""A server lets a run go, and a worker's clock may be, a little before it is due."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -57,7 +59,10 @@ class Ledger:
         self, flow: str, out: str, parameters: Mapping[str, Any], *, logical_date: date | None
     ) -> None:
         due = flow_run.scheduled_start_time.astimezone(UTC)  # now, where nothing is scheduled
-        start = min(due, datetime.now(UTC))  # a run that is told to begin sooner keeps its due time
+        now = datetime.now(
+            UTC
+        )  # far from that in a run that is told to begin sooner than it is due
+        start = due if due - now < _EARLY else now
         self.plan: Plan | None = None
         self.drift: Drift | None = None
         self.run = Run(

@@ -1,24 +1,28 @@
 """A run's slot in, kept for as long as the run lasts: Prefect's limit on the runs of a deployment.
 
 Prefect's own way ends a run at once when it cannot renew its slot: when the server was away at that
-moment, or was started anew and has forgotten all slots, as it does by default. A night of hours
+moment, or was started anew and knows nothing of slots, as it does by default. A night of hours
 would not outlive either. What keeps two runs of an output apart is the output's lease, so here a
-run goes on, and asks again.
+run goes on. A server that is started anew lets the next run wait for its end nevertheless; one that
+gave a slot away, because nobody renewed it, does not.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from threading import Event, Thread
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import httpx
-from prefect import flow_engine
+from prefect import Flow, flow_engine
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
 
 log = logging.getLogger("clipcap.flows")
 
@@ -28,7 +32,7 @@ _ENDING_S: Final = 10.0  # a run gives its slot back when it is Completed, and e
 
 
 @contextmanager
-def kept(lease_id: UUID, seconds: float, **_how: bool) -> Iterator[None]:
+def kept(lease_id: UUID, seconds: float) -> Iterator[None]:
     """Renew a slot again and again; a block goes on without it.
 
     Args:
@@ -51,23 +55,44 @@ def kept(lease_id: UUID, seconds: float, **_how: bool) -> Iterator[None]:
 
 
 def _renew(lease_id: UUID, seconds: float, ended: Event) -> None:
-    with get_client(sync_client=True) as client:
-        while not ended.is_set():
-            try:
+    renewed_at, is_told = time.monotonic(), False
+    while not ended.is_set():
+        try:
+            with get_client(sync_client=True) as client:
                 client.renew_concurrency_lease(lease_id=lease_id, lease_duration=seconds)
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code in _FORGOTTEN:
-                    if not ended.wait(_ENDING_S):
-                        log.warning(
-                            "the Prefect server knows nothing of this run's slot any more (it was "
-                            "started anew?); the run goes on, the next one may begin beside it"
-                        )
-                    return
-            except httpx.HTTPError as error:
-                log.info("the Prefect server does not renew this run's slot: %s", error)
-            ended.wait(seconds / _TIMES)
+            renewed_at, is_told = time.monotonic(), False
+        except (httpx.HTTPError, PrefectException, OSError, RuntimeError, ValueError) as error:
+            if _is_forgotten(error):
+                if not ended.wait(_ENDING_S):
+                    log.warning(
+                        "the Prefect server knows nothing of this run's slot any more (it was "
+                        "started anew, or away for long); the run goes on"
+                    )
+                return
+            if time.monotonic() - renewed_at > seconds and not is_told:
+                is_told = True
+                log.warning(
+                    "this run's slot was not renewed for %.0f s (%s); the run goes on, "
+                    "the next one may begin beside it",
+                    time.monotonic() - renewed_at,
+                    error,
+                )
+        ended.wait(seconds / _TIMES)
 
 
-def install() -> None:
-    """Let the flows of this process keep their slots in this way."""
-    vars(flow_engine)["maintain_concurrency_lease"] = kept
+def _is_forgotten(error: Exception) -> bool:
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _FORGOTTEN
+
+
+def install(ours: type[Flow[..., Any]]) -> None:
+    """Let the flows of a class keep their slots in this way; others keep Prefect's."""
+    theirs = vars(flow_engine)["maintain_concurrency_lease"]
+
+    def maintain(lease_id: UUID, seconds: float, **how: bool) -> AbstractContextManager[None]:
+        running = FlowRunContext.get()
+        if running is not None and isinstance(running.flow, ours):
+            return kept(lease_id, seconds)
+        found: AbstractContextManager[None] = theirs(lease_id, seconds, **how)
+        return found
+
+    vars(flow_engine)["maintain_concurrency_lease"] = maintain

@@ -12,6 +12,7 @@ import pytest
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import Pending
@@ -40,7 +41,7 @@ def test_a_server_that_is_started_anew_ends_no_run(
 ) -> None:
     """By default it has forgotten all slots, and Prefect's own engine would end the run then."""
     monkeypatch.setattr(_slots, "_TIMES", 600)  # a slot of 300 s is renewed each half second
-    monkeypatch.setattr(_slots, "_ENDING_S", 2.0)
+    monkeypatch.setattr(_slots, "_ENDING_S", 2.0 if forgets else 60.0)
     caplog.set_level(logging.INFO, "httpx")
     own = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{STORAGE}.{storage}"}
     start = partial(prefect_server, tmp_path, None, free_port(), **own)
@@ -51,11 +52,12 @@ def test_a_server_that_is_started_anew_ends_no_run(
         def long() -> None:
             said(caplog, RENEWED)
             before.close()
-            after.enter_context(start())
             caplog.clear()
+            after.enter_context(start())
             said(caplog, NOT_RENEWED if forgets else RENEWED)
             if forgets:
                 said(caplog, GOES_ON)
+            assert not is_let_go(client, run), "the next one waits for the end of this one"
 
         with (
             temporary_settings(
@@ -66,6 +68,7 @@ def test_a_server_that_is_started_anew_ends_no_run(
             run = taken(client, long)
             run_flow(long, run)
             assert client.read_flow_run(run.id).state_name == "Completed"
+            assert is_let_go(client, run)
     assert (GOES_ON in caplog.text) == forgets
 
 
@@ -76,6 +79,13 @@ def taken(client: SyncPrefectClient, long: Flow[[], None]) -> FlowRun:
     run = client.create_flow_run_from_deployment(deployment_id)
     client.set_flow_run_state(run.id, Pending())
     return client.read_flow_run(run.id)
+
+
+def is_let_go(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Tell whether the server gives the slot to another run of the deployment."""
+    assert run.deployment_id
+    following = client.create_flow_run_from_deployment(run.deployment_id)
+    return client.set_flow_run_state(following.id, Pending()).status == SetStateStatus.ACCEPT
 
 
 def said(caplog: pytest.LogCaptureFixture, text: str) -> None:
