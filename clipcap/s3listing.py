@@ -5,8 +5,9 @@ listing is cut into ranges of keys that can be listed beside each other. Where t
 asking for the first key after a guess, which needs no delimiter and works in a flat bucket too.
 
 Nobody sends the checksum of a page, and where there is no TLS nothing else notices a flipped bit.
-So each page must hold what it says, and the next one begins with the last key of it: no object is
-passed over because of another one that is misspelt.
+So each page must hold what it says, with its keys in order, and its last object is left to the next
+one: no object is passed over because another one is misspelt. What is put into the bucket or
+deleted from it meanwhile is listed or not, and disturbs nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import pyarrow as pa
@@ -31,6 +33,7 @@ LONG_PAGES: Final = 20  # from here on it pays to look for ranges
 _RANGES: Final = IN_FLIGHT
 _MOST_RANGES: Final = 128  # each takes a request at least
 _ROUNDS: Final = 4
+_TRIES: Final = 3  # of a page
 _BRANCHES: Final = 64  # children of one stem that are looked for
 _LAST: Final = "\U0010ffff"  # sorts after every other character
 
@@ -50,51 +53,32 @@ _NAMED: Final = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Up to 1,000 objects, as the store writes them, in the order of their keys (that of UTF-8)."""
+    """Up to 1,000 objects: their keys, and their sizes, etags and times as columns of `LISTED`."""
 
     keys: list[str]
-    sizes: list[bytes]
-    etags: list[bytes]
-    times: list[bytes]
+    columns: list[pa.Array]
     is_last: bool
 
-    def upto(self, key: str) -> _Page:
-        """Return the objects up to and with a key; a page that goes beyond it is the last.
+    def require_order(self) -> None:
+        """Check that each key is behind the one before, in the order of UTF-8.
 
         Raises:
-            Damaged: the keys are not in order.
+            ValueError: it is not.
         """
-        end = bisect_right(self.keys, key)
-        within, beyond = self.keys[:end], self.keys[end:]
-        if (within and max(within) > key) or (beyond and min(beyond) <= key):
-            raise Damaged
-        return self._cut(0, end, is_last=True) if beyond else self
+        if any(one >= other for one, other in pairwise(self.keys)):
+            raise ValueError("Its keys are not in order.")
 
-    def behind(self, first: str) -> _Page:
-        """Return the objects behind the first one, whose key is known.
-
-        Raises:
-            Damaged: another one is the first.
-        """
-        if self.keys[:1] != [first]:
-            raise Damaged
-        return self._cut(1, len(self.keys), is_last=self.is_last)
-
-    def _cut(self, start: int, end: int, *, is_last: bool) -> _Page:
-        some = slice(start, end)
-        return _Page(self.keys[some], self.sizes[some], self.etags[some], self.times[some], is_last)
+    def upto(self, end: int) -> _Page:
+        """Return the first objects; what is behind them is listed by somebody else."""
+        return _Page(self.keys[:end], [one[:end] for one in self.columns], is_last=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """The keys after `after`, up to and with `until` ("": to the end).
-
-    The `first` of them, if it is known, was listed before.
-    """
+    """The keys after `after`, up to and with `until` ("": to the end)."""
 
     after: str
     until: str = ""
-    first: str = ""
 
 
 def batches(bucket: Bucket, prefix: str, *, root: str) -> Iterator[pa.RecordBatch]:
@@ -118,11 +102,9 @@ def batches(bucket: Bucket, prefix: str, *, root: str) -> Iterator[pa.RecordBatc
         if left is None:
             return
         rest = left
-    if rest.first and _page(bucket, prefix, rest.after, limit=1).keys != [rest.first]:
-        raise Damaged
     pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="list")
     try:
-        ranges = _ranges(bucket, prefix, rest.first or rest.after, pool)
+        ranges = _ranges(bucket, prefix, rest.after, pool)
         for page in _beside(bucket, prefix, ranges, pool):
             yield _batch(page, root, prefix)
     finally:
@@ -147,13 +129,25 @@ def _beside(bucket: Bucket, prefix: str, ranges: list[_Range], pool: Executor) -
 def _listed(bucket: Bucket, prefix: str, wanted: _Range) -> tuple[_Page, _Range | None]:
     """Return the next objects of a range, and what is left of it behind them."""
     page = _page(bucket, prefix, wanted.after)
-    keys = page.keys
-    page = page.behind(wanted.first) if wanted.first else page
-    page = page.upto(wanted.until) if wanted.until else page
+    end = bisect_right(page.keys, wanted.until) if wanted.until else len(page.keys)
+    if end < len(page.keys):
+        return page.upto(end), _left(bucket, prefix, wanted, page.keys[:end])
     if page.is_last:
         return page, None
-    after, first = keys[-2:] if len(keys) > 1 else (keys[-1], "")
-    return page, _Range(after, wanted.until, first)
+    if end == 1:
+        return page, _Range(page.keys[0], wanted.until)
+    return page.upto(end - 1), _Range(page.keys[-2], wanted.until)
+
+
+def _left(bucket: Bucket, prefix: str, wanted: _Range, within: list[str]) -> _Range | None:
+    """Return what is left of a range whose end a page seems to have: one key says that it has."""
+    after = within[-1] if within else wanted.after
+    following = _page(bucket, prefix, after, limit=1).keys
+    if not following or following[0] > wanted.until:
+        return None
+    if not within:
+        raise Damaged
+    return _Range(after, wanted.until)
 
 
 def _ranges(bucket: Bucket, prefix: str, after: str, pool: Executor) -> list[_Range]:
@@ -197,20 +191,26 @@ def _branches(bucket: Bucket, prefix: str, stem: str, after: str) -> list[str]:
 
 
 def _page(bucket: Bucket, prefix: str, after: str, limit: int = 0) -> _Page:
+    """Return the first objects behind a key; what is damaged is asked for again."""
     limit = limit or PAGE_KEYS
     query = {"list-type": "2", "max-keys": str(limit)}
     query |= {"prefix": prefix} if prefix else {}
     query |= {"start-after": after} if after else {}
-    answer = bucket.request("GET", "", query=query)
-    try:
-        page = _parsed(answer.data, limit)
-    except ValueError as error:
-        raise Damaged from error
-    if not page.is_last and (not page.keys or page.keys[-1] <= after):
-        if page.keys and (page.keys[0] > after or limit == 1):
-            raise Damaged
-        raise Refusal(str(answer.status), said="its listing does not go on")
-    return page
+    damaged: ValueError | None = None
+    for _ in range(_TRIES):
+        data = bucket.request("GET", "", query=query).data
+        try:
+            page = _parsed(data, limit)
+            if after or not page.is_last:
+                page.require_order()
+        except ValueError as error:
+            damaged = error
+            continue
+        if page.keys[:1] > [after] or (page.is_last and not page.keys):
+            return page
+    if damaged:
+        raise Damaged from damaged
+    raise Refusal("200", said="its listing does not go on")
 
 
 def _parsed(data: bytes, limit: int) -> _Page:
@@ -226,7 +226,8 @@ def _parsed(data: bytes, limit: int) -> _Page:
     more, count = _MORE.search(data), _COUNT.search(data)
     if more is None or (count and len(keys) < int(count[1]) <= limit):
         raise ValueError("It is cut, or has fewer objects than it says.")
-    return _Page([text(key) for key in keys], sizes, etags, times, more[1].lower() == b"false")
+    columns = _columns(sizes, etags, times)
+    return _Page([text(key) for key in keys], columns, more[1].lower() == b"false")
 
 
 def _one_by_one(data: bytes) -> list[list[bytes]]:
@@ -259,30 +260,23 @@ def _character(entity: re.Match[str]) -> str:
     return chr(code)
 
 
-def _batch(page: _Page, root: str, prefix: str) -> pa.RecordBatch:
-    try:
-        columns = _columns(page, root)
-    except pa.ArrowInvalid as error:
-        raise Damaged from error
-    start = len(prefix)
-    shown = [
-        key[start : start + 1] != "."
-        and key.find("/.", start) < 0
-        and not (size == b"0" and key[-1] == "/")
-        for key, size in zip(page.keys, page.sizes, strict=True)
-    ]
-    found = pa.record_batch(columns, schema=LISTED)
-    return found if all(shown) else found.filter(pa.array(shown))
-
-
-def _columns(page: _Page, root: str) -> list[pa.Array]:
-    sizes, etags, times = (
-        pa.array(found, pa.binary()).cast(pa.string())
-        for found in (page.sizes, page.etags, page.times)
-    )
+def _columns(*fields: list[bytes]) -> list[pa.Array]:
+    sizes, etags, times = (pa.array(found, pa.binary()).cast(pa.string()) for found in fields)
     return [
-        pc.binary_join_element_wise(root, pa.array(page.keys, pa.string()), ""),
         sizes.cast(pa.int64()),
         pc.ascii_trim(pc.replace_substring(etags, "&quot;", ""), '"'),
         times.cast(pa.timestamp("ns", tz="UTC")).cast(LISTED.types[3], safe=False),
     ]
+
+
+def _batch(page: _Page, root: str, prefix: str) -> pa.RecordBatch:
+    urls = pc.binary_join_element_wise(root, pa.array(page.keys, pa.string()), "")
+    found = pa.record_batch([urls, *page.columns], schema=LISTED)
+    start = len(prefix)
+    shown = [
+        key[start : start + 1] != "."
+        and key.find("/.", start) < 0
+        and (key[-1] != "/" or size.as_py() != 0)
+        for key, size in zip(page.keys, page.columns[0], strict=True)
+    ]
+    return found if all(shown) else found.filter(pa.array(shown, pa.bool_()))

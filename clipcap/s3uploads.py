@@ -14,6 +14,7 @@ from clipcap.s3listing import text
 
 _UPLOAD: Final = re.compile(rb"<Upload>(.*?)</Upload>", re.DOTALL)
 _ID: Final = b"<UploadId>"
+_END: Final = b"</ListMultipartUploadsResult>"
 _MORE: Final = re.compile(rb"<IsTruncated>\s*(true|false)\s*</IsTruncated>", re.IGNORECASE)
 
 
@@ -45,7 +46,8 @@ def uploads(bucket: Bucket, prefix: str, *, root: str) -> Iterator[Unfinished]:
 def _parsed(data: bytes, root: str) -> tuple[list[Unfinished], bool]:
     """Return the uploads of a page, and whether it is the last."""
     uploads, more = _UPLOAD.findall(data), _MORE.search(data)
-    if more is None or len(uploads) != data.count(_ID):
+    is_last = more[1].lower() == b"false" if more else _seems_last(data)
+    if len(uploads) != data.count(_ID):
         raise ValueError("It is cut, or an upload is.")
     found = []
     for one in uploads:
@@ -54,7 +56,14 @@ def _parsed(data: bytes, root: str) -> tuple[list[Unfinished], bool]:
         if not (key and upload_id):
             raise ValueError("An upload has no key, or no name of its own.")
         found.append(Unfinished(f"{root}{key}", 0, begun, upload_id))
-    return found, more[1].lower() == b"false"
+    return found, is_last
+
+
+def _seems_last(data: bytes) -> bool:
+    """Tell whether a page that does not say so is the last: some stores leave out what is false."""
+    if not data.rstrip().endswith(_END) or b"Truncated" in data or b"NextKeyMarker" in data:
+        raise ValueError("It does not say whether there is more.")
+    return True
 
 
 def _after(data: bytes) -> tuple[str, str]:
