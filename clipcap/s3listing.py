@@ -276,7 +276,7 @@ def _batch(page: _Page, root: str, prefix: str) -> pa.RecordBatch:
     shown = [
         key[start : start + 1] != "."
         and key.find("/.", start) < 0
-        and (key[-1] != "/" or size.as_py() != 0)
-        for key, size in zip(page.keys, page.columns[0], strict=True)
+        and (key[-1] != "/" or page.columns[0][at].as_py() != 0)
+        for at, key in enumerate(page.keys)
     ]
     return found if all(shown) else found.filter(pa.array(shown, pa.bool_()))
