@@ -208,7 +208,18 @@ def options(url: str) -> dict[str, str]:
         "AWS_ALLOW_HTTP": "true" if bucket.account.endpoint.startswith("http://") else "",
         "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": str(is_virtual).lower(),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in (found | _patience()).items() if value}
+
+
+def _patience() -> dict[str, str]:
+    """Return how long one request of deltalake may take, with all its tries: as any other."""
+    quarter = storage.DEADLINE_S / 4
+    return {
+        "connect_timeout": f"{quarter:.0f}s",
+        "timeout": f"{quarter:.0f}s",
+        "retry_timeout": f"{3 * quarter:.0f}s",
+        "max_retries": "3",
+    }
 
 
 def _log(out: str, name: Table) -> str:

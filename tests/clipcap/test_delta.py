@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import date
 from importlib.util import find_spec
@@ -320,3 +322,27 @@ def test_an_output_without_the_setting_has_no_log_and_asks_for_nothing(
     draw(tmp_path / "in" / "1.png", 1)
     night(tmp_path / "in", tmp_path / "out", tiny)
     assert list((tmp_path / "out").rglob("_delta_log")) == []
+
+
+def test_a_store_that_freezes_ends_the_reading_of_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own patience is three minutes a request, and then as long again."""
+    from deltalake import DeltaTable
+
+    monkeypatch.setattr(storage, "DEADLINE_S", 8.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as frozen:
+        own = {
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{frozen.getsockname()[1]}",
+            "AWS_ALLOW_HTTP": "true",
+        }
+        began = time.monotonic()
+        with pytest.raises(OSError, match="_last_checkpoint"):
+            DeltaTable("s3://bucket/table", storage_options=own | delta._patience())
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.s3
+def test_a_bucket_is_asked_with_that_patience(bucket: str) -> None:
+    assert delta.options(bucket).items() >= delta._patience().items()
