@@ -37,6 +37,7 @@ from flows.settings import DispatchSettings, NightlySettings
 from flows.shard import shard
 from tasks import dispatch
 from tests.architecture.tree import ROOT
+from tests.flows.test_in_prefect import wait_for_lines
 from tests.flows.test_nightly import spoil_one_tar
 from tests.nights import Tiny, draw, make_tiny
 from tests.prefect_servers import PrefectServer, worker
@@ -161,6 +162,16 @@ def test_two_workers_share_a_night_and_leave_what_one_process_leaves(
     assert storage.listed(layout.plans(storage.canonical(out))) == []
     groups = 2 * IMAGES // 2 // DISPATCH.shards_per_group
     assert task_runs(client, UUID(row["flow_run_id"])) == OF_A_NIGHT + 2 * groups
+    assert loads(client, out) == [1] * len(loads(client, out)) != []
+
+
+def loads(client: SyncPrefectClient, out: str) -> list[int]:
+    """Return how often the process of each group of shards loaded an encoder."""
+    named = FlowRunFilter(name=FlowRunFilterName(like_="describe"))
+    runs = client.read_flow_runs(flow_run_filter=named, limit=200)
+    ours = [run for run in runs if run.parameters["work"]["out"] == storage.canonical(out)]
+    found = [wait_for_lines(client, run.id, "label ") for run in ours]
+    return [sum(line.startswith("loading encoder") for line in lines) for lines in found]
 
 
 def task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> int:
