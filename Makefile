@@ -38,7 +38,7 @@ demo: $(INSTALLED) ## Run the nightly flow on bundled pictures with the bundled 
 	$(BIN)/clipcap demo ./demo-out
 
 test: $(INSTALLED) s3-server azure-server postgres-server ## Run all tests (WORKERS=2 processes)
-	$(TEST) --numprocesses $(WORKERS) --dist loadgroup --durations 10
+	$(TEST) --numprocesses $(WORKERS) --dist loadgroup --durations 10 -rs
 
 chaos: $(INSTALLED) s3-server postgres-server ## Kill, cut and starve nights by the ten thousand (KILLS=200 FAULTS=50 EXAMPLES=20000 SEED=today): hours
 	CLIPCAP_CHAOS_SEED=$(SEED) CLIPCAP_CHAOS_EXAMPLES=$(EXAMPLES) CLIPCAP_CHAOS_KILLS=$(KILLS) CLIPCAP_CHAOS_FAULTS=$(FAULTS) \
