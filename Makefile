@@ -42,7 +42,7 @@ test: $(INSTALLED) s3-server azure-server postgres-server ## Run all tests (WORK
 
 chaos: $(INSTALLED) s3-server postgres-server ## Kill, cut and starve nights by the ten thousand (KILLS=200 FAULTS=50 EXAMPLES=20000 SEED=today): hours
 	CLIPCAP_CHAOS_SEED=$(SEED) CLIPCAP_CHAOS_EXAMPLES=$(EXAMPLES) CLIPCAP_CHAOS_KILLS=$(KILLS) CLIPCAP_CHAOS_FAULTS=$(FAULTS) \
-	  $(TEST) tests/chaos tests/deployments/test_losses.py --numprocesses $(WORKERS) --dist loadgroup --timeout 0 -rP
+	  $(TEST) tests/chaos tests/e2e/test_full_disk.py tests/deployments/test_losses.py --numprocesses $(WORKERS) --dist loadgroup --timeout 0 -rP
 
 check: lint types test audit ## All that CI asks, in CI's order; the tests include arch, docs-check and licences
 

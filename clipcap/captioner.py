@@ -230,6 +230,7 @@ def load(folder: str, device: str = "cpu") -> Captioner:
         SettingsError: a part is missing, or the parts do not fit each other.
     """
     card = read_card(folder)
+    _LOG.info("loading captioner %s on %s", card.captioner_id, device)
     language_model, tokenizer = load_language_model(str(local_folder(folder) / LANGUAGE_MODEL_NAME))
     captioner = new(card, language_model, tokenizer, seed=0)
     url = f"{storage.canonical(folder)}/{MAPPER_NAME}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -45,6 +45,8 @@ class Taken:
     files: tuple[tuple[str, bytes], ...]
     captions: tuple[str, ...]
     size_bytes: int
+    is_listed: bool
+    """Whether its bytes are known to be the version that was listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Refused:
     reason: Reason
     error: Exception
     head: bytes = b""
+    is_listed: bool = False
+    """Whether bytes were judged that are known to be the version that was listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class _Read:
     todo: Todo
     data: bytes
     size_bytes: int
+    is_listed: bool
     texts: Texts | ImageError | StorageError
 
 
@@ -143,14 +148,14 @@ def _read(number: int, item: Todo, reader: Reader, settings: ImageSettings) -> _
         data, is_listed = reader.seen(item.sample, settings.max_bytes)
     except (StorageError, ImageError) as error:
         return Refused(item, _reason(error), error)
-    if not is_listed:
+    if is_listed is False:
         item = replace(item, sample=replace(item.sample, etag=""))
     texts: Texts | ImageError | StorageError
     try:
         texts = references.read(item.sample, reader)
     except (StorageError, ImageError) as error:
         texts = error
-    return _Read(number, item, data, len(data), texts)
+    return _Read(number, item, data, len(data), bool(is_listed), texts)
 
 
 def _judged(found: _Read, answer: Any, *, in_place: bool) -> Taken | Refused:  # noqa: ANN401
@@ -158,11 +163,11 @@ def _judged(found: _Read, answer: Any, *, in_place: bool) -> Taken | Refused:  #
     item, data, texts = found.todo, found.data, found.texts
     failure = answer if isinstance(answer, ImageError) else texts
     if isinstance(failure, ImageError | StorageError):
-        return Refused(item, _reason(failure), failure, data[:HEAD_BYTES])
+        return Refused(item, _reason(failure), failure, data[:HEAD_BYTES], found.is_listed)
     sidecars, captions = failure
     inspected = inspection.received(answer)
     files = () if in_place else ((inspected.extension, inspected.smaller or data), *sidecars)
-    return Taken(item, inspected, files, captions, found.size_bytes)
+    return Taken(item, inspected, files, captions, found.size_bytes, found.is_listed)
 
 
 def _reason(error: StorageError | ImageError) -> Reason:
@@ -171,34 +176,6 @@ def _reason(error: StorageError | ImageError) -> Reason:
     if isinstance(error, NotFoundError):
         return "not_found"
     return "access_denied" if isinstance(error, AccessDeniedError) else "timeout"
-
-
-def refuse_twins(found: Iterable[Taken | Refused]) -> list[Taken | Refused]:
-    """Turn the second of two samples with one key into a reject."""
-    seen: set[str] = set()
-    judged: list[Taken | Refused] = []
-    for sample in found:
-        key = keys.sample_key(sample.todo.sample.source_uri)
-        if isinstance(sample, Taken) and key in seen:
-            message = f"The key {key} is taken by another image of its shard."
-            error = ImageError("duplicate_key", message)
-            head = sample.files[0][1][:HEAD_BYTES] if sample.files else b""
-            judged.append(Refused(sample.todo, error.reason, error, head))
-        else:
-            judged.append(sample)
-            seen.add(key)
-    return judged
-
-
-def refuse_contents(found: Iterable[Taken | Refused], contents: Set[str]) -> list[Taken | Refused]:
-    """Turn images whose bytes were taken out of the output under another name into rejects."""
-    error = ImageError("opted_out", "An image with these bytes was taken out of this output.")
-    return [
-        Refused(one.todo, error.reason, error)
-        if isinstance(one, Taken) and one.inspected.content_sha256 in contents
-        else one
-        for one in found
-    ]
 
 
 def tar_files(taken: Iterable[Taken]) -> list[tuple[str, str, bytes]]:

@@ -226,6 +226,21 @@ def retire(shard: Shard, *, run: Run, live: Collection[str], rejects: Collection
     return int(kept.num_rows)
 
 
+def lacks_tar(out: str, shard: Shard) -> bool:
+    """Look, after a listing, whether a shard's images have no bytes.
+
+    Another run may have written or retired it since. Images that wait to be read again lack none
+    that anybody counts on.
+    """
+    if storage.info(layout.tar(out, shard)) is not None:
+        return False
+    try:
+        etags = tables.read(layout.manifest(out, shard), columns=["source_etag"])
+    except NotFoundError:
+        return False
+    return any(etag != LOST for etag in etags["source_etag"].to_pylist())
+
+
 def remove(out: str, shard: Shard) -> None:
     """Remove a shard that holds nothing; its manifest before its tar, so that no tar is missed."""
     storage.delete(layout.rejects(out, shard))

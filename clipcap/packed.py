@@ -51,10 +51,10 @@ class Reader:
         """
         return self.seen(sample, most)[0]
 
-    def seen(self, sample: Sample, most: int) -> tuple[bytes, bool]:
+    def seen(self, sample: Sample, most: int) -> tuple[bytes, bool | None]:
         """Return the same, and whether it is the version that was listed.
 
-        Of rows and pages nobody can tell: they are taken to be.
+        None where nobody can tell, such as of rows and pages.
 
         Raises:
             StorageError: the store refused; or a file that holds images was replaced: what lies in
@@ -63,20 +63,22 @@ class Reader:
         """
         at = sample.at
         if at.form not in ("", "copy", "zip"):
-            return self.read(at, most), True
+            return self.read(at, most), None
         is_whole = at.length is None
         part = self._part(replace(at, length=most + 1) if is_whole else at)
         expected = sample.size_bytes if at.length is None else at.length
         is_known = bool(sample.etag) and at.form != "copy"
-        is_listed = not is_known or (part.etag in sample.etag and len(part.data) == expected)
-        if not is_listed and not is_whole:
+        is_replaced = is_known and (part.etag not in sample.etag or len(part.data) != expected)
+        if is_replaced and not is_whole:
             raise TransientStorageError(
                 f"Cannot get {sample.source_uri}: {at.url} was replaced after it was listed."
             )
         if len(part.data) > most:
             raise ImageError("too_large", f"It has more than {most} bytes.")
+        is_sure = is_known and bool(part.etag)
+        is_listed = False if is_replaced else is_sure or None
         if at.form == "zip":
-            return zipfiles.unzipped(part.data, min(most, sample.size_bytes)), True
+            return zipfiles.unzipped(part.data, min(most, sample.size_bytes)), is_listed
         return part.data, is_listed
 
     def _part(self, at: Bytes) -> storage.Part:

@@ -7,20 +7,22 @@ rejects.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import pyarrow as pa
 from pydantic import Field
 
 from clipcap.comparison import Comparison
 from clipcap.errors import SettingsError
-from clipcap.layout import Run, Shard
+from clipcap.layout import Shard
 from clipcap.sample import Sample
 from clipcap.settings import Settings, digest
 
+_MORE: Final = "-"
 _UNKNOWN_BYTES: Final = 2**19  # taken for an image whose size only its download will tell
 
 
@@ -46,12 +48,30 @@ class Todo:
     changed: bool = False
 
 
+def names(dt: str, there: Iterable[Shard] = (), how: str = "") -> Callable[[pa.Table], Shard]:
+    """Return what names the shards of a date by what each shall hold, and how that is read.
+
+    None gets the name of a shard that is `there`, nor that which one was planned as. `how` is the
+    digest of the settings that images are read by.
+    """
+    return partial(_named, dt=dt, taken={planned(shard) for shard in there}, how=how)
+
+
+def _named(group: pa.Table, dt: str, taken: Set[Shard], how: str) -> Shard:
+    columns = (group[name].to_pylist() for name in ("source_uri", "etag", "attempts"))
+    content = [how, *(list(row) for row in zip(*columns, strict=True))]
+    for salt in range(len(taken) + 1):
+        shard = Shard(dt, digest([content, salt] if salt else content)[:16])
+        if shard not in taken:
+            return shard
+    raise SettingsError(f"No free name for a shard of {dt}: every one tried is in the output.")
+
+
 def shards_to_write(
     compared: Comparison,
     *,
-    run: Run,
+    named: Callable[[pa.Table], Shard],
     pack: PackSettings,
-    taken: frozenset[Shard],
     limit: int | None = None,
 ) -> Iterator[tuple[Shard, pa.Table]]:
     """Yield the shards of the night, each named by what it shall hold, with its rows.
@@ -62,18 +82,28 @@ def shards_to_write(
     if limit is not None:
         some = compared.some(limit, by_container=bool(pack.in_place))
         for group in _grouped(some, pack):
-            yield _named(group, run, taken), group
+            yield named(group), group
         return
     rest = array("q")
     for group in _grouped(compared.today(by_container=bool(pack.in_place)), pack):
         todo = group.filter(group["todo"])
         if todo.num_rows == group.num_rows:
-            yield _named(group, run, taken), group
+            yield named(group), group
         else:
             rest.extend(todo["n"].to_pylist())
     if rest:
         for group in _grouped(compared.rows(rest, by_container=bool(pack.in_place)), pack):
-            yield _named(group, run, taken), group
+            yield named(group), group
+
+
+def planned(shard: Shard) -> Shard:
+    """Return the planned shard that one was written for; its own name may say more."""
+    return Shard(shard.dt, shard.name.partition(_MORE)[0])
+
+
+def held(shard: Shard, content: Any) -> Shard:  # noqa: ANN401 - any JSON value
+    """Return the name that a planned shard has when it holds something else than was planned."""
+    return Shard(shard.dt, f"{shard.name}{_MORE}{digest(content)[:8]}")
 
 
 def _grouped(batches: Iterable[pa.RecordBatch], pack: PackSettings) -> Iterator[pa.Table]:
@@ -95,13 +125,3 @@ def _grouped(batches: Iterable[pa.RecordBatch], pack: PackSettings) -> Iterator[
         held.append(batch.slice(start))
     if images:
         yield pa.Table.from_batches(held)
-
-
-def _named(group: pa.Table, run: Run, taken: frozenset[Shard]) -> Shard:
-    columns = (group[name].to_pylist() for name in ("source_uri", "etag", "attempts"))
-    content = [list(row) for row in zip(*columns, strict=True)]
-    for salt in range(len(taken) + 1):
-        shard = Shard(run.dt, digest([content, salt] if salt else content)[:16])
-        if shard not in taken:
-            return shard
-    raise SettingsError(f"No free name for a shard of {run.dt}: every one tried is in the output.")

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipcap import ahead, keys, layout, samples, storage, tables
+from clipcap import ahead, keys, layout, planning, samples, storage, tables
 from clipcap.comparison import Comparison
 from clipcap.errors import NotFoundError
 from clipcap.layout import Run, Shard
@@ -69,6 +69,8 @@ class Work:
     todo: list[Todo]
     source: str
     in_place: bool
+    written_as: Shard
+    """The shard that an earlier try of the run has written them as, or was about to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Plan:
     def first(self, live: Iterable[Shard]) -> list[Shard]:
         """Return shards, those of this plan first: rows of moved images are still in the others."""
         own = {part.shard for part in self.planned}
-        return sorted(live, key=lambda shard: (shard not in own, shard))
+        return sorted(live, key=lambda shard: (planning.planned(shard) not in own, shard))
 
 
 def write(
@@ -160,7 +162,20 @@ def read(run: Run, shard: Shard) -> Work:
     table = tables.read(layout.plan(run, shard))
     signed = tables.metadata(table)
     todo = [_todo(row) for row in table.to_pylist()]
-    return Work(todo, signed["source"], in_place=signed["in_place"] == "1")
+    return Work(
+        todo,
+        signed["source"],
+        in_place=signed["in_place"] == "1",
+        written_as=Shard(shard.dt, signed.get("written_as", shard.name)),
+    )
+
+
+def write_as(run: Run, shard: Shard, written: Shard) -> None:
+    """Write down that a planned shard will be written as another: a later try must find it."""
+    table = tables.read(layout.plan(run, shard))
+    found = tables.metadata(table)
+    signed = {name: found[name] for name in ("source", "in_place")} | {"written_as": written.name}
+    storage.write(layout.plan(run, shard), tables.to_bytes(table, signed))
 
 
 def _todo(row: Mapping[str, Any]) -> Todo:
@@ -173,7 +188,7 @@ def donors(run: Run, shard: Shard) -> list[Shard]:
     Their versions are equal: a hint, which content digests confirm or not. None without a plan.
     """
     try:
-        found = tables.read(layout.plan(run, shard), columns=["donor"])["donor"]
+        found = tables.read(layout.plan(run, planning.planned(shard)), columns=["donor"])["donor"]
     except NotFoundError:
         return []
     names = found.drop_null().unique().to_pylist()

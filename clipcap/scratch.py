@@ -29,6 +29,12 @@ _PREFIX: Final = "clipcap-scratch-"
 _LEFT_OVER_S: Final = 24 * 3_600.0
 _THREADS: Final = 8  # each needs memory of its own: with more, a small limit does not do
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM: Final = (
+    duckdb.OutOfMemoryException,
+    duckdb.IOException,
+    duckdb.TransactionException,  # its log could not be written
+    duckdb.FatalException,  # neither could what would undo that
+)
 ROWS: Final = 65_536  # of a batch on its way: large enough for Arrow's speed, 20 MB at most
 
 
@@ -192,7 +198,7 @@ def opened(settings: ScratchSettings) -> Iterator[Scratch]:
             closing(Scratch(Path(name), settings.memory_bytes)) as place,
         ):
             yield place
-    except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as error:
+    except (*_NO_ROOM, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _FULL:
             raise
         raise SettingsError(

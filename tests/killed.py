@@ -33,24 +33,25 @@ CHANGES = ("write", "delete")
 def main(source: str, out: str, settings: NightlySettings, points: int) -> dict[str, Any]:
     """Kill a night at `points` places, run it again, compare with one that was not killed."""
     workers_are_forked(inspection.__name__, PIXELS)
-    _warm(_night(source, f"{out}/warm", settings))  # else it may last so long that a lease beats
+    warm(night(source, f"{out}/warm", settings))  # else it may last so long that a lease beats
     whole = f"{out}/whole"
-    changes = _count(_night(source, whole, settings))
+    changes = _count(night(source, whole, settings))
     found: list[str] = []
     for n in range(points):
         at = 1 + n * (changes - 1) // max(points - 1, 1)
         target, where = f"{out}/killed-{n}", f"{'after' if n % 2 else 'before'} {at} of {changes}"
-        night = _night(source, target, settings)
-        code = forked(_dying(night, at, after=bool(n % 2)))
+        again = night(source, target, settings)
+        code = forked(_dying(again, at, after=bool(n % 2)))
         if code != -signal.SIGKILL:
             found.append(f"{where}: the night was not killed, but ended with {code}")
-        if forked(night):
+        if forked(again):
             found.append(f"{where}: the rerun failed")
-        found += [f"{where}: {one}" for one in _told(partial(differences, target, whole))]
+        found += [f"{where}: {one}" for one in told(partial(differences, target, whole))]
     return {"changes": changes, "points": points, "differences": found}
 
 
-def _night(source: str, out: str, settings: NightlySettings) -> Callable[[], object]:
+def night(source: str, out: str, settings: NightlySettings) -> Callable[[], object]:
+    """Give a night that is not run yet."""
     return lambda: flows.nightly.nightly.fn(source, out, settings)
 
 
@@ -61,7 +62,7 @@ def _counted(change: Callable[[str, Callable[..., Any], Any], Any]) -> None:
         setattr(storage, name, lambda *args, name=name, real=real: change(name, real, *args))
 
 
-def _told(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+def told(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
     """Return what `work` gives in a child: this process opens no store, so that forks stay safe."""
     with tempfile.NamedTemporaryFile() as told:
         if forked(lambda: Path(told.name).write_text(json.dumps(work()))):
@@ -69,18 +70,18 @@ def _told(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
         return json.loads(Path(told.name).read_text())
 
 
-def _warm(night: Callable[[], object]) -> None:
+def warm(work: Callable[[], object]) -> None:
     """Import in this process what a night imports as it goes: others need not, each again."""
 
     def imported() -> list[str]:
         before = set(sys.modules)
-        night()
+        work()
         return sorted(set(sys.modules) - before)
 
-    import_here(_told(imported))
+    import_here(told(imported))
 
 
-def _count(night: Callable[[], object]) -> int:
+def _count(work: Callable[[], object]) -> int:
     """Return how many changes a whole night makes."""
     made: list[str] = []
 
@@ -90,10 +91,10 @@ def _count(night: Callable[[], object]) -> int:
 
     def counted() -> int:
         _counted(change)
-        night()
+        work()
         return len(made)
 
-    return int(_told(counted))
+    return int(told(counted))
 
 
 def _dying(work: Callable[[], object], at: int, *, after: bool) -> Callable[[], None]:

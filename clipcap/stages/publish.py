@@ -31,7 +31,7 @@ from clipcap import (
     storage,
     tables,
 )
-from clipcap.errors import ClipcapError, NotFoundError
+from clipcap.errors import ClipcapError
 from clipcap.footers import Footers
 from clipcap.layout import Run, Shard
 from clipcap.outcomes import Night
@@ -226,7 +226,10 @@ def _require_tars(out: str, footers: Footers) -> None:
     lost = [
         shard
         for shard, one in found.items()
-        if one.rows and shard not in there and "tar" not in one.metadata and _lacks(shard, out)
+        if one.rows
+        and shard not in there
+        and "tar" not in one.metadata
+        and manifest.lacks_tar(out, shard)
     ]
     if lost:
         raise ClipcapError(
@@ -235,20 +238,6 @@ def _require_tars(out: str, footers: Footers) -> None:
             f"Bring them back, or `clipcap verify {out} --repair`: then nights publish, and the "
             "next whole one reads those images from the source again."
         )
-
-
-def _lacks(shard: Shard, out: str) -> bool:
-    """Look again: another run may have written or retired a shard since both were listed.
-
-    Images that wait to be read again lack no bytes that anybody counts on.
-    """
-    if storage.info(layout.tar(out, shard)) is not None:
-        return False
-    try:
-        etags = tables.read(layout.manifest(out, shard), columns=["source_etag"])
-    except NotFoundError:
-        return False
-    return any(etag != manifest.LOST for etag in etags["source_etag"].to_pylist())
 
 
 def _captioned(night: Night) -> pa.Table:

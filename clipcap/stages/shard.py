@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from clipcap import (
+    asread,
     commits,
     contracts,
     forgotten,
@@ -43,7 +44,7 @@ from clipcap.outcomes import Outcome, committed
 from clipcap.planning import PackSettings, Todo
 from clipcap.plans import Plan
 from clipcap.scratch import ScratchSettings
-from clipcap.settings import Settings
+from clipcap.settings import Settings, digest
 from clipcap.shards import Member
 from clipcap.workers import WorkerSettings
 
@@ -114,9 +115,9 @@ def plan(source: str, *, run: Run, settings: ShardSettings, write: bool = True) 
         )
         compared = compare(listing, known, asked, left)
         pack = _pack(settings, module)
-        packed = planning.shards_to_write(
-            compared, run=run, pack=pack, taken=known.shards, limit=settings.limit
-        )
+        how = digest([settings.images.fingerprint(), settings.resize_px])
+        named = planning.names(run.dt, known.shards, how)
+        packed = planning.shards_to_write(compared, named=named, pack=pack, limit=settings.limit)
         in_place = bool(pack.in_place)
         if not write:
             return plans.summary(compared, packed, source=origin.url, in_place=in_place)
@@ -187,13 +188,15 @@ def recover(out: str) -> int:
 def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     """Write one planned shard: tar, then rejects, then the manifest that makes both count.
 
-    What an earlier try of the same run has written is not written again.
+    What an earlier try of the same run has written is not written again. What was not read as it
+    was listed goes into a shard of another name: see `clipcap.asread`.
     """
     started = time.time()
-    there = commits.find(layout.manifest(run.out, target))
-    if there is not None and there.metadata.get("run_id") == run.run_id:
-        return _written_before(target, scrubbing.kept(there, target, run=run), run=run)
     work = plans.read(run, target)
+    there = commits.find(layout.manifest(run.out, work.written_as))
+    if there is not None and there.metadata.get("run_id") == run.run_id:
+        there = scrubbing.kept(there, work.written_as, run=run)
+        return _written_before(work.written_as, there, run=run)
     kept_out = forgotten.load(run.out)
     todo = [item for item in work.todo if not kept_out.holds(item.sample.source_uri)]
     read = intake.take_in(
@@ -203,10 +206,10 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
         in_place=work.in_place,
         resize_px=settings.resize_px,
     )
-    found = intake.refuse_contents(intake.refuse_twins(read), kept_out.contents)
+    found = asread.refuse_contents(asread.refuse_twins(read), kept_out.contents)
     taken = [sample for sample in found if isinstance(sample, Taken)]
     refused = [sample for sample in found if isinstance(sample, Refused)]
-    _tell_replaced(found, todo, target)
+    target = asread.named(target, work, found, run=run)
     members, bytes_written = ([], 0) if work.in_place else _write_tar(taken, target, run)
     limits = settings.images.fingerprint()
     rejects = [
@@ -266,19 +269,6 @@ def _source_tar(todo: Sequence[Todo]) -> SourceTar:
     sample = todo[0].sample
     etag = sample.etag.removesuffix(f"+{sample.at.offset}+{sample.at.length}")
     return SourceTar(sample.at.url, etag)
-
-
-def _tell_replaced(found: Sequence[Taken | Refused], listed: Sequence[Todo], target: Shard) -> None:
-    replaced = [
-        item.sample.source_uri
-        for sample, item in zip(found, listed, strict=True)
-        if sample.todo.sample.etag != item.sample.etag
-    ]
-    if replaced:
-        log.warning(
-            "%d objects of shard %s were replaced after they were listed, such as %s: they are "
-            "read again next night.", len(replaced), target, replaced[0],
-        )  # fmt: skip
 
 
 def retire(target: Shard, *, run: Run) -> Outcome:

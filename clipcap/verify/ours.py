@@ -79,13 +79,14 @@ def require_ours(out: str) -> None:
 
 
 def require_kept(out: str) -> None:
-    """Do nothing where the shards that the newest whole run told of have, by and large, manifests.
+    """Do nothing where the shards that the newest whole run told of are, by and large, still there.
 
-    A night over what was left would take all images for new, and empty their other tables. A shard
-    that a run has retired, or merged, lost its tar too; what is being forgotten may have one still.
+    A night over what was left of manifests would take all images for new, and empty their other
+    tables; one over what was left of tars would do all its work, and not publish it. A shard that a
+    run has retired, or merged, lost both; what is being forgotten may have one still.
 
     Raises:
-        SettingsError: most manifests are gone, and their tars are not.
+        SettingsError: most manifests are gone, and their tars are not; or the other way round.
         StorageError: it may not be listed.
     """
     root = storage.canonical(out)
@@ -93,20 +94,40 @@ def require_kept(out: str) -> None:
         told = snapshots.newest(root)
     except (SettingsError, DamagedError):  # `clipcap verify --repair` and the run say more of that
         return
-    paths = told.objects if told else ()
-    shards = {layout.shard_of(path) for path in paths if path.startswith("manifest/")}
-    lost = shards - {layout.shard_of(info.url) for info in manifest.objects(root, "manifest")}
-    if told is None or not _is_most(lost, shards) or storage.listed(layout.unfinished(root)):
+    if told is None:
         return
-    lost &= {layout.shard_of(info.url) for info in storage.listed(layout.tars(root))}
+    shards, packed = (
+        {layout.shard_of(path) for path in told.objects if path.startswith(folder)}
+        for folder in ("manifest/", "shards/")
+    )
+    # In this order: a run that retires a shard removes its manifest before its tar.
+    tars = {layout.shard_of(info.url) for info in storage.listed(layout.tars(root))}
+    kept = {layout.shard_of(info.url) for info in manifest.objects(root, "manifest")}
+    if _is_most(shards - kept, shards) and not storage.listed(layout.unfinished(root)):
+        _require_manifests((shards - kept) & tars, shards, told.run_id, out)
+    lost = sorted((packed - tars) & kept)
+    if _is_most(set(lost), packed) and any(manifest.lacks_tar(root, one) for one in lost[:_SHOWN]):
+        raise SettingsError(
+            f"The output {out} must hold the tars of {len(packed):,} shards that the run "
+            f"{told.run_id} told of, but {len(lost):,} are gone, such as "
+            f"{layout.tar(root, lost[0])}, and their manifests are not: somebody deleted them, "
+            "and no night can be published. Nothing was changed. Bring them back (from versions of "
+            f"the bucket, or a backup), or `clipcap verify {out} --repair`: then the next night "
+            "reads those images from the source again."
+        )
+
+
+def _require_manifests(
+    lost: AbstractSet[Shard], shards: AbstractSet[Shard], run_id: str, out: str
+) -> None:
     if _is_most(lost, shards):
         raise SettingsError(
             f"The output {out} must hold the manifests of {len(shards):,} shards that the run "
-            f"{told.run_id} told of, but {len(lost):,} are gone, and their tars are not: somebody "
+            f"{run_id} told of, but {len(lost):,} are gone, and their tars are not: somebody "
             "deleted them, and a night would read and embed everything anew. Nothing was changed. "
             "Bring them back (from versions of the bucket, or a backup), or begin anew in another "
-            f"output. To go on with what is left, remove {layout.latest(root)}: sinks then get "
-            "all captions again."
+            f"output. To go on with what is left, remove {layout.latest(storage.canonical(out))}: "
+            "sinks then get all captions again."
         )
 
 

@@ -396,6 +396,41 @@ class TestOurs:
         storage.write(f"{layout.unfinished(out)}/0.json", b"{}")
         ours.require_kept(out)
 
+    @pytest.mark.parametrize("left", [0, 1])
+    def test_an_output_that_lost_its_tars_is_refused_before_any_work(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+    ) -> None:
+        """A night did all its work, and was refused where it would have published."""
+        source, out = tmp_path / "in", tmp_path / "out"
+        for n in range(6):
+            draw(source / f"{n}.png", n)
+        night(source, out, tiny, max_images=1)
+        monkeypatch.setattr(ours, "FEW", 3)
+        for path in sorted((out / "shards").rglob("*.tar"))[left:]:
+            path.unlink()
+        draw(source / "new.png", 9)
+        before = stands(out)
+        done = clipcap("shard", source, out, "--no-server")
+        assert done.code == 2
+        assert "the tars of 6 shards that the run run-" in done.err
+        assert f"but {6 - left} are gone, such as {url(out)}/shards/" in done.err
+        assert stands(out) == before
+        assert clipcap("verify", out, "--repair").code == 0
+        ours.require_kept(str(out))
+        _, published = night(source, out, tiny, max_images=1)
+        assert published.live == 7
+        assert verify.verify(str(out)).problems == ()
+
+    def test_few_tars_that_are_gone_are_left_to_the_end_of_the_night(
+        self, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        """What the night did stays, and is published once they are back."""
+        for n in range(3):
+            draw(tmp_path / "in" / f"{n}.png", n)
+        night(tmp_path / "in", tmp_path / "out", tiny, max_images=1)
+        next((tmp_path / "out" / "shards").rglob("*.tar")).unlink()
+        ours.require_kept(str(tmp_path / "out"))
+
     def test_few_manifests_that_are_gone_are_left_to_verify(self, made: Output, out: Path) -> None:
         files(out, "manifest")[0].unlink()
         ours.require_kept(str(out))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clipcap import index, planning, plans, samples, scratch, storage
 from clipcap.comparison import Asked, Comparison, compare
 from clipcap.layout import Run, Shard
-from clipcap.planning import PackSettings, shards_to_write
+from clipcap.planning import PackSettings, names, shards_to_write
 from clipcap.sample import Bytes, Sample
 from clipcap.scratch import ScratchSettings
 from tests.known import Held, Row, shard, write
@@ -51,7 +51,7 @@ def packed(
 ) -> list[list[str]]:
     """Return the names in each shard."""
     with compared(listed, known or {}) as (found, _):
-        shards = shards_to_write(found, run=RUN, pack=pack, taken=frozenset(), limit=limit)
+        shards = shards_to_write(found, named=names(RUN.dt), pack=pack, limit=limit)
         return [
             [uri.removeprefix(f"{OURS}/") for uri in rows["source_uri"].to_pylist()]
             for _, rows in shards
@@ -160,7 +160,7 @@ def test_a_plan_is_read_as_it_was_written() -> None:
     listed = [Sample(f"{OURS}/x.zip#a.png", "e", 9, at, None, ("one", "two")), sample("b")]
     with compared(listed, {}) as (found, out):
         run = Run("run", out, RUN.dt)
-        shards = shards_to_write(found, run=run, pack=PackSettings(), taken=frozenset())
+        shards = shards_to_write(found, named=names(run.dt), pack=PackSettings())
         plan = plans.write(found, shards, run=run, source=OURS)
         (planned,) = plan.planned
         work = plans.read(run, planned.shard)
@@ -174,13 +174,16 @@ def test_a_name_that_is_taken_is_not_taken_again() -> None:
     with compared(listed, {}) as (found, _):
 
         def named(*taken: Shard) -> Shard:
-            found_ = shards_to_write(found, run=RUN, pack=PackSettings(), taken=frozenset(taken))
+            found_ = shards_to_write(found, named=names(RUN.dt, taken), pack=PackSettings())
             return next(name for name, _ in found_)
 
         first = named()
         second = named(first)
         assert named() == named(second) == first
         assert len({first, second, named(first, second)}) == 3
+        assert named(planning.held(first, ["other bytes"])) == second
+        others = shards_to_write(found, named=names(RUN.dt, how="smaller"), pack=PackSettings())
+        assert next(name for name, _ in others) not in (first, second)
 
 
 def test_shards_are_written_while_others_are_not_packed_yet() -> None:
@@ -206,7 +209,7 @@ def test_shards_are_written_while_others_are_not_packed_yet() -> None:
     ):
         run = Run("run", out, RUN.dt)
         pack = PackSettings(max_images=4)
-        shards = shards_to_write(found, run=run, pack=pack, taken=frozenset())
+        shards = shards_to_write(found, named=names(run.dt), pack=pack)
         plans.write(found, shards, run=run, source=OURS)
     ahead = [packed - written for written, packed in enumerate(writing)]
     assert len(writing) == 100

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from clipcap import layout, manifest, storage, tables
+from clipcap import layout, manifest, planning, storage, tables
 from clipcap.errors import AccessDeniedError
-from clipcap.layout import Run
+from clipcap.layout import Run, Shard
 from clipcap.plans import Plan
 from clipcap.stages import shard as stage
 from clipcap.stages.shard import ShardSettings
@@ -168,3 +172,122 @@ def test_an_output_that_refuses_a_write_keeps_nothing_half_done(
     assert set(live(out)) == {"a.png"}
     (shard,) = manifest.shards(out)
     assert manifest.read_rejects(out, shard).num_rows == 1
+
+
+class TestTwoRuns:
+    """What one run reads another may find changed; each shard is that of one of them, wholly."""
+
+    @pytest.fixture
+    def places(self) -> tuple[str, str]:
+        name = secrets.token_hex(6)
+        source, out = f"memory://source-{name}", f"memory://out-{name}"
+        for n in range(3):
+            storage.write(f"{source}/{n}.png", picture(n, form="BMP"))
+        return source, out
+
+    def let_both_write(
+        self, places: tuple[str, str], meanwhile: Callable[[], object], at: str
+    ) -> None:
+        """Run two nights of one plan; the second goes on where the first writes a kind of object.
+
+        It ends before the first one does, which so leaves the last of some objects only.
+        """
+        source, out = places
+        (first, run), (second, other) = (planned(source, out, DAY) for _ in range(2))
+        assert [part.shard for part in first.planned] == [part.shard for part in second.planned]
+        real, left = storage.write, [1]
+
+        def write(url: str, *parts: bytes) -> None:
+            if f"/{at}/" in url and left.pop():
+                left.append(0)
+                meanwhile()
+                done(second, other)
+            real(url, *parts)
+
+        with patch.object(storage, "write", write):
+            done(first, run)
+        require_whole(out)
+
+    def require_next_is_right(self, places: tuple[str, str]) -> None:
+        source, out = places
+        night(source, out, DAY)
+        require_whole(out)
+        rows = [
+            (row["source_uri"], row["source_etag"])
+            for shard in manifest.shards(out)
+            for row in tables.read(layout.manifest(out, shard)).to_pylist()
+        ]
+        listed = storage.listed(source)
+        assert sorted(rows) == sorted((one.url, one.etag) for one in listed)
+        assert night(source, out, NEXT_DAY).unchanged == len(rows)
+
+    @pytest.mark.parametrize("at", ["shards", "manifest"])
+    def test_an_image_that_is_replaced(self, places: tuple[str, str], at: str) -> None:
+        """The tar of one stayed beside the manifest of the other."""
+        other = picture(9, form="BMP")
+        replace = partial(storage.write, f"{places[0]}/1.png", other)
+        self.let_both_write(places, replace, at)
+        self.require_next_is_right(places)
+
+    @pytest.mark.parametrize("at", ["shards", "rejects", "manifest"])
+    def test_an_image_that_one_of_them_cannot_read(
+        self, places: tuple[str, str], at: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = [f"{places[0]}/1.png"]
+        real = storage.read_part
+
+        def read(url: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if url in refused:
+                raise AccessDeniedError(f"Cannot get {url}: access denied.")
+            return real(url, *args, **kwargs)
+
+        monkeypatch.setattr(storage, "read_part", read)
+        self.let_both_write(places, refused.clear, at)
+        self.require_next_is_right(places)
+        rejects = [manifest.read_rejects(places[1], one) for one in manifest.shards(places[1])]
+        assert sum(map(len, rejects)) == 0
+
+
+def require_whole(out: str) -> None:
+    """Check that each image has its own bytes in the tar of its shard."""
+    for shard in manifest.shards(out):
+        for row in tables.read(layout.manifest(out, shard)).to_pylist():
+            start, size = row["member_offset"], row["member_bytes"]
+            data = storage.read_range(layout.tar(out, shard), start, size)
+            assert hashlib.sha256(data).hexdigest() == row["content_sha256"]
+
+
+def test_a_later_try_finds_what_was_written_under_another_name(tmp_path: Path) -> None:
+    """A worker was killed; an image that it could not read is there for the next one."""
+    source, out = (storage.canonical(str(tmp_path / name)) for name in ("in", "out"))
+    storage.write(f"{source}/a.png", picture(1))
+    storage.write(f"{source}/b.png", picture(2))
+    plan, run = planned(source, out, DAY)
+    storage.delete(f"{source}/b.png")
+    done(plan, run)
+    (shard,) = manifest.shards(out)
+    assert shard != plan.planned[0].shard
+    assert planning.planned(shard) == plan.planned[0].shard
+    before = {info.url: info.etag for info in storage.listed(f"{out}/shards")}
+    storage.write(f"{source}/b.png", picture(2))
+    outcome = stage.shard(plan.planned[0].shard, run=run, settings=SETTINGS)
+    assert (outcome.shard, outcome.rows, outcome.rejected) == (shard, 1, 1)
+    assert manifest.shards(out) == [shard]
+    assert {info.url: info.etag for info in storage.listed(f"{out}/shards")} == before
+    assert plan.first([shard, Shard("1999-01-01", "a")])[0] == shard
+
+
+def test_a_try_that_died_before_it_wrote_may_write_something_else(tmp_path: Path) -> None:
+    source, out = (storage.canonical(str(tmp_path / name)) for name in ("in", "out"))
+    for n in "ab":
+        storage.write(f"{source}/{n}.png", picture(ord(n)))
+    plan, run = planned(source, out, DAY)
+    storage.delete(f"{source}/b.png")
+    killed = patch.object(manifest, "publish", side_effect=KeyboardInterrupt)
+    with killed, pytest.raises(KeyboardInterrupt):
+        done(plan, run)
+    storage.write(f"{source}/b.png", picture(ord("b")))
+    for _ in range(2):
+        done(plan, run)
+        assert live(out).keys() == {"a.png", "b.png"}
+    assert len(manifest.shards(out)) == 1

@@ -17,6 +17,7 @@ from clipcap import (
     keys,
     layout,
     manifest,
+    planning,
     rewriting,
     shards,
     snapshots,
@@ -210,7 +211,8 @@ def test_a_kill_while_a_shard_is_looked_at_leaves_no_bytes(place: tuple[str, str
         return out
 
     def again(out: str) -> None:
-        (target,) = manifest.shards(out)
+        (written,) = manifest.shards(out)
+        target = planning.planned(written)
         shard.shard(target, run=Run(run.run_id, out, run.dt), settings=SETTINGS)
 
     checked = 0

@@ -50,6 +50,7 @@ DEPLOYMENTS = ("nightly/nightly-workers", "group/group", "group/group-cpu")
 IMAGES = 8
 MANY = 120
 OF_A_NIGHT = 8  # task runs of no group; for each group there are two, one of them Prefect's own
+MODELS = ("encoder", "captioner")
 DISPATCH = DispatchSettings(shards_per_group=2, in_flight=4, poll_s=0.5, worker_wait_s=300)
 
 
@@ -162,16 +163,21 @@ def test_two_workers_share_a_night_and_leave_what_one_process_leaves(
     assert storage.listed(layout.plans(storage.canonical(out))) == []
     groups = 2 * IMAGES // 2 // DISPATCH.shards_per_group
     assert task_runs(client, UUID(row["flow_run_id"])) == OF_A_NIGHT + 2 * groups
-    assert loads(client, out) == [1] * len(loads(client, out)) != []
+    for found in loads(client, out):
+        assert found == {"encoder": 1, "captioner": 1}
 
 
-def loads(client: SyncPrefectClient, out: str) -> list[int]:
-    """Return how often the process of each group of shards loaded an encoder."""
+def loads(client: SyncPrefectClient, out: str) -> list[dict[str, int]]:
+    """Return how often the process of each group of shards loaded which model."""
     named = FlowRunFilter(name=FlowRunFilterName(like_="describe"))
     runs = client.read_flow_runs(flow_run_filter=named, limit=200)
     ours = [run for run in runs if run.parameters["work"]["out"] == storage.canonical(out)]
     found = [wait_for_lines(client, run.id, "label ") for run in ours]
-    return [sum(line.startswith("loading encoder") for line in lines) for lines in found]
+    assert found
+    return [
+        {kind: sum(line.startswith(f"loading {kind}") for line in lines) for kind in MODELS}
+        for lines in found
+    ]
 
 
 def task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> int:

@@ -9,40 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from clipcap.planning import PackSettings
-from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
-from flows.settings import NightlySettings
-from tests.nights import draw, make_tiny
+from tests.e2e.conftest import Asked
 
 POINTS = 10
 
 
 @pytest.mark.slow
-def test_a_night_killed_at_ten_points_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    for n in range(9):
-        draw(source / f"drawing-{n}.png", n)
-    (source / "broken.png").write_bytes((source / "drawing-0.png").read_bytes()[:90])
-    (source / "words.txt").write_text("not a picture")
-    tiny = make_tiny(tmp_path / "models")
-    settings = NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=4)),
-        embed=tiny.encoder,
-        caption=tiny.captioner,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
-        shards_per_partition=1,
-        max_reject_rate=0.5,
-    )
-    (tmp_path / "settings.json").write_text(settings.model_dump_json())
+def test_a_night_killed_at_ten_points_ends_as_one_that_was_not(
+    asked: Asked, tmp_path: Path
+) -> None:
     out = str(tmp_path / "out")
-    command = [sys.executable, "-m", "tests.killed", str(source), out]
+    command = [sys.executable, "-m", "tests.killed", str(asked.source), out, str(asked.settings)]
     done = subprocess.run(
-        [*command, str(tmp_path / "settings.json"), str(POINTS)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
+        [*command, str(POINTS)], capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
