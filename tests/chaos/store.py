@@ -18,7 +18,7 @@ from typing import Final
 import pyarrow as pa
 
 from clipcap import storage
-from clipcap.errors import NotFoundError
+from clipcap.errors import AccessDeniedError, NotFoundError
 from clipcap.objects import ObjectInfo, Part, Place, batch_of
 
 CHANGES: Final = ("write", "create", "delete")
@@ -75,6 +75,8 @@ class Store:
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, datetime]] = {}
+        self.denied: set[str] = set()
+        """What is there, and may not be read at present."""
         self._acting = local()
 
     @property
@@ -121,6 +123,8 @@ class InMemory:
             self.store.actor.done(kind, self.url)
 
     def _found(self) -> tuple[bytes, datetime]:
+        if self.url in self.store.denied:
+            raise AccessDeniedError(f"Cannot get {self.url}: access denied.")
         try:
             return self.store.objects[self.url]
         except KeyError:

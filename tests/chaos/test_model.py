@@ -37,7 +37,7 @@ NAMES = ("ant", "bee", "cat", "dog", "eel")
 FIRST = {"ant": 10, "bee": 20, "cat": 30, "rot": BROKEN, "zebra": 99}
 """What the first night found; `zebra` stays, since an empty source is refused."""
 
-Change = tuple[Literal["put", "remove", "rename"], str, str, int]
+Change = tuple[Literal["put", "remove", "rename", "deny", "allow"], str, str, int]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Step:
 
     changes: list[Change]
     meanwhile: list[Change]
-    """What happens to the source while a night is under way."""
+    """What happens to the source while a night is under way; then all of it is within reach."""
     models: Models
     is_next_day: bool
     runs: list[Ended]
@@ -71,7 +71,7 @@ class Step:
 
 
 changes = st.tuples(
-    st.sampled_from(("put", "put", "remove", "rename")),
+    st.sampled_from(("put", "put", "put", "remove", "rename", "deny", "allow")),
     st.sampled_from(NAMES),
     st.sampled_from(NAMES),
     st.sampled_from((BROKEN, *range(1, 9))),
@@ -176,6 +176,7 @@ def test_after_any_history_one_more_run_is_right_and_the_next_does_nothing(
         world = begun[begin].again()
         for step in history:
             take(world, step)
+            world.allow()
         if is_next_day:
             world.next_day()
         world.night()
@@ -230,6 +231,10 @@ def change(world: World, changes: list[Change]) -> None:
             world.put(path, colour)
         elif kind == "remove":
             world.remove(path)
+        elif kind == "deny":
+            world.deny(path)
+        elif kind == "allow":
+            world.allow()
         elif path != other:
             world.rename(path, other)
 

@@ -142,6 +142,7 @@ class World:
     def again(self) -> World:
         """Let the world be once more as it was when it was kept."""
         self.store.objects = dict(self.objects)
+        self.allow()
         return replace(self, bucket=dict(self.bucket))
 
     at: str = ""
@@ -172,6 +173,15 @@ class World:
         if path in self.bucket:
             self.put(to, self.bucket[path])
             self.remove(path)
+
+    def deny(self, path: str) -> None:
+        """Let a picture be out of reach, if it is there: it is listed, and may not be read."""
+        if path in self.bucket:
+            self.store.denied.add(f"{self.source}/{path}")
+
+    def allow(self) -> None:
+        """Let all pictures be within reach again."""
+        self.store.denied.clear()
 
     def choose(self, **models: int) -> None:
         """Let the next nights take other models."""
