@@ -5,6 +5,7 @@ On PostgreSQL, as nights are shared in production; where it is not installed, on
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -18,14 +19,22 @@ from typing import Any
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import LogSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from clipcap import verify
+from clipcap.errors import StalledError
 from clipcap.planning import PackSettings
 from clipcap.stages.label import LabelSettings
 from clipcap.stages.shard import ShardSettings
+from flows import _watchdog
 from flows.nightly import nightly
 from flows.settings import DispatchSettings, NightlySettings
 from tests import postgres
@@ -107,13 +116,26 @@ class Site:
         found = httpx.post(f"{self.server.url}/events/filter", json=wanted, timeout=30).json()
         return [event["resource"] for event in found["events"]]
 
-    def begin(self, name: str, source: Path, out: Path, settings: NightlySettings) -> None:
-        """Ask for a night."""
+    def begin(
+        self, name: str, source: Path, out: Path, settings: NightlySettings, **environment: str
+    ) -> None:
+        """Ask for a night, whose process has some variables more."""
+        own = ("--job-variable", f"env={json.dumps(environment)}") if environment else ()
         self.server.run(
-            "deployment", "run", f"nightly/{name}",
+            "deployment", "run", f"nightly/{name}", *own,
             "--param", f"source={source}", "--param", f"out={out}",
             "--param", f"settings={settings.model_dump_json()}",
         )  # fmt: skip
+
+    def logs(self, run: FlowRun) -> str:
+        """Return what a run has logged last, the newest line first."""
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        with (
+            temporary_settings({PREFECT_API_URL: self.server.url}),
+            get_client(sync_client=True) as client,
+        ):
+            found = client.read_logs(log_filter=wanted, limit=50, sort=LogSort.TIMESTAMP_DESC)
+            return "\n".join(line.message for line in found)
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +275,44 @@ def test_a_server_that_is_away_for_half_a_minute_costs_no_night(
 def over(site: Site, drawings: Path) -> list[FlowRun]:
     """Return the nights that have ended."""
     return [one for one in site.runs(f"nightly {drawings}") if is_over(one)]
+
+
+HANGS = """
+import os, sys, threading
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "clipcap.stages.publish":
+            sys.meta_path.remove(self)
+            from clipcap import snapshots
+            snapshots.publish = lambda *_: threading.Event().wait(600)
+
+if "PREFECT__FLOW_RUN_ID" in os.environ:
+    sys.meta_path.insert(0, Finder())
+"""
+"""A module `sitecustomize`, which lets the process of a flow run wait for ever before its end."""
+
+
+def test_a_night_that_hangs_ends_itself_and_the_next_one_goes_on(
+    site: Site, drawings: Path, tmp_path: Path, settings: NightlySettings
+) -> None:
+    """A worker would wait for it for ever."""
+    settings = settings.model_copy(update={"dispatch": None})
+    whole, out = alone(drawings, tmp_path / "whole", settings), tmp_path / "out"
+    (tmp_path / "hangs").mkdir()
+    (tmp_path / "hangs" / "sitecustomize.py").write_text(HANGS)
+    hangs = {"PYTHONPATH": f"{tmp_path}/hangs", _watchdog.VARIABLE: "0.3"}
+    with worker(site.server, "cpu-pool", tmp_path):
+        site.begin("nightly", drawings, out, settings, **hangs)
+        (run,) = soon(lambda: over(site, drawings))
+        assert run.state.type == StateType.CRASHED
+        assert f"status code: {StalledError.exit_code}." in run.state.message
+        told = soon(lambda: (logs := site.logs(run)) * ("MainThread" in logs))
+        assert "Nothing moved for 0.3 minutes" in told
+        assert "snapshots.publish = lambda *_: threading.Event().wait(600)" in told
+        (row,) = glob(str(out), "runs").to_pylist()
+        assert row["state"] == "Failed"
+        site.begin("nightly", drawings, out, settings)
+        soon(lambda: len(over(site, drawings)) == 2)
+    assert {one.state_name for one in over(site, drawings)} == {"Crashed", "Completed"}
+    assert differences(str(out), whole) == []
