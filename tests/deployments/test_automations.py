@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events import emit_event
 from prefect.events.schemas.automations import Automation, AutomationCore
 
+from clipcap.stages.label import LabelSettings
 from flows._artifacts import EVENTS
 from flows.nightly import nightly
 from flows.settings import NightlySettings
 from tests.command import Ended, clipcap
 from tests.deployments.files import FOLDER
+from tests.flows.test_drift import BLUE, RED, STRICT, fill
 from tests.nights import draw, make_tiny
 from tests.prefect_servers import PrefectServer
 
@@ -211,6 +214,25 @@ def test_a_night_with_too_many_rejects_is_told_in_its_own_words(
     assert soon(lambda: bool(hook.said)), "nothing was told"
     assert "too many rejects" in hook.said[0]
     assert "Stopped: 50% of 2 new files were rejected" in hook.said[0]
+
+
+def test_a_night_that_differs_from_those_before_is_told_in_its_own_words(
+    client: SyncPrefectClient, hook: Hook, tmp_path: Path
+) -> None:
+    apply("--notify", "custom-webhook/tests", FILE)
+    tiny, source, out = make_tiny(tmp_path / "models"), tmp_path / "in", str(tmp_path / "out")
+    label = LabelSettings(label_sets=(tiny.label_set,))
+    settings = NightlySettings(embed=tiny.encoder, caption=None, label=label, drift=STRICT)
+    fill(source, 1, RED)
+    nightly.fn(str(source), out, settings, date(2026, 11, 1))
+    fill(source, 2, BLUE)
+
+    state = nightly(str(source), out, settings, date(2026, 11, 2), return_state=True)
+
+    assert state.is_failed()
+    assert soon(lambda: any("it differs from earlier nights" in said for said in hook.said))
+    (told,) = [said for said in hook.said if "it differs from earlier nights" in said]
+    assert "embedding mean" in told
 
 
 def test_the_file_waits_for_every_event_that_runs_send() -> None:
