@@ -1,6 +1,6 @@
 """A kind of database in; how long server, deploying, the way to a first task and zombies take, out.
 
-    python -m bench.prefect_server [--postgresql] [--repeats 5] [--zombie]
+    python -m bench.prefect_server [--postgresql] [--deployment NAME] [--repeats 5] [--zombie]
 
 Starts a server, a worker that asks every 2 s, and everything of prefect.yaml. A wall time on a busy
 machine says little: the load average stands beside it.
@@ -65,6 +65,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--postgresql", action="store_true")
+    parser.add_argument("--deployment", default="shard/shard", help="whose runs are started")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--zombie", action="store_true", help="kill a worker and its run, and wait")
     chosen = parser.parse_args()
@@ -77,7 +78,7 @@ def main() -> None:
                 with started(folder, own, f"server up, {kind} database"):
                     pass
             with started(folder, own, "server up, a third time") as server:
-                measure(server, folder, chosen.repeats)
+                measure(server, folder, chosen.deployment, chosen.repeats)
                 if chosen.zombie:
                     zombie(server, folder)
 
@@ -97,8 +98,8 @@ def started(folder: Path, own: dict[str, str], what: str) -> Iterator[PrefectSer
             yield server
 
 
-def measure(server: PrefectServer, folder: Path, repeats: int) -> None:
-    """Deploy, apply automations, and run `shard/shard` again and again."""
+def measure(server: PrefectServer, folder: Path, deployment: str, repeats: int) -> None:
+    """Deploy, apply automations, and run one deployment again and again."""
     server.make_pools("cpu-pool", "gpu-pool")
     draw(folder / "in" / "drawing.png", 1)
     places = {f"CLIPCAP_{name}": f"{folder}/{name.lower()}" for name in ("OUT", "DEV_OUT")}
@@ -123,7 +124,7 @@ def measure(server: PrefectServer, folder: Path, repeats: int) -> None:
         get_client(sync_client=True) as client,
     ):
         time.sleep(5)
-        starts = Starts(client, client.read_deployment_by_name("shard/shard").id)
+        starts = Starts(client, deployment)
         starts.by_command(server, folder, repeats)
         starts.by_schedule(repeats)
         starts.by_event(repeats)
@@ -132,9 +133,10 @@ def measure(server: PrefectServer, folder: Path, repeats: int) -> None:
 class Starts:
     """How long the runs of one deployment take to their first task, in each way to start one."""
 
-    def __init__(self, client: SyncPrefectClient, deployment: UUID) -> None:
+    def __init__(self, client: SyncPrefectClient, name: str) -> None:
         """Know the runs that were there before."""
-        self._client, self._deployment = client, deployment
+        self._client, self._name = client, name
+        self._deployment = client.read_deployment_by_name(name).id
         self._seen: set[UUID] = set()
 
     def by_command(self, server: PrefectServer, folder: Path, repeats: int) -> None:
@@ -142,7 +144,7 @@ class Starts:
         took, said = [], []
         for n in range(repeats):
             began = time.time()
-            server.run("deployment", "run", "shard/shard", "--param", f"out={folder}/out-{n}")
+            server.run("deployment", "run", self._name, "--param", f"out={folder}/out-{n}")
             said.append(time.time() - began)
             took.append(self._next()[1] - began)
             time.sleep(n % 2)  # not always at the same moment of the worker's two seconds
