@@ -73,7 +73,7 @@ def named(target: Shard, work: Work, found: Sequence[Taken | Refused], *, run: R
             "read again next night.", len(replaced), target, replaced[0],
         )  # fmt: skip
     shard = target
-    if len(found) < len(listed) or not all(map(_is_sure, found)):
+    if len(found) < work.images or not all(map(_is_sure, found)):
         shard = planning.held(target, [_content(one) for one in found])
     if shard != work.written_as:
         plans.write_as(run, target, shard)
@@ -88,7 +88,8 @@ def _is_sure(found: Taken | Refused) -> bool:
     """Tell whether everybody who reads the version that was listed comes to the same."""
     if isinstance(found, Refused):
         return found.is_listed and found.reason in _OF_CONTENT
-    return found.is_listed and len(found.files) <= 1  # others have no version
+    # Other files have no version, and what is made smaller is what the libraries here make of it.
+    return found.is_listed and len(found.files) <= 1 and found.inspected.smaller is None
 
 
 def _content(found: Taken | Refused) -> list[Any]:

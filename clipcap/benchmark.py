@@ -103,6 +103,7 @@ def _night(source: str, out: str, chosen: Chosen) -> Iterator[Figure]:
             f"{source} that were looked at can be read as one."
         )
     yield taken
+    targets = manifest.shards(run.out)  # some are named by what was read
     yield _decoded(targets, run, chosen)
     yield _forward(sum(part.images for part in plan.planned), chosen)
     yield _timed(

@@ -70,16 +70,24 @@ class Footers:
     def entries(self) -> list[Entry]:
         """Return every object of every table, with etag, size and footer; then the tars.
 
+        Rejects and tars that stand without a manifest are of nobody: a try that died left them.
+
         Beside a manifest stands the tar of the source that its images were left in.
         """
         found: list[Entry] = []
+        counts: set[Shard] = set()
         for name in PER_SHARD:
-            ours = filter(self._is_ours, manifest.objects(self._out, name))
+            ours = list(filter(self._is_ours, manifest.objects(self._out, name)))
+            if name == "manifest":
+                counts.update(layout.shard_of(info.url) for info in ours)
+            if name == "rejects":
+                ours = [info for info in ours if layout.shard_of(info.url) in counts]
             for info, commit in self._said(ours):
                 if commit is not None:
                     found.append(snapshots.entry(info, commit, out=self._out))
         tars = storage.listed(layout.tars(self._out))
-        return [*found, *(snapshots.entry(info, out=self._out) for info in tars)]
+        held = [info for info in tars if layout.shard_of(info.url) in counts]
+        return [*found, *(snapshots.entry(info, out=self._out) for info in held)]
 
     def _is_ours(self, info: ObjectInfo) -> bool:
         return layout.is_of_shard(info.url.removeprefix(f"{self._out}/"))

@@ -27,6 +27,7 @@ R = TypeVar("R")
 Packed = Iterable[tuple[Shard, pa.Table]]
 """Shards to be written, as they are packed: the rows of `Comparison.rows` that each shall hold."""
 
+_SIGNED: Final = ("source", "in_place", "images")
 _SAMPLE: Final = samples.SCHEMA.remove(samples.SCHEMA.get_field_index("archived"))
 _SCHEMA: Final = pa.schema(
     [
@@ -69,6 +70,8 @@ class Work:
     todo: list[Todo]
     source: str
     in_place: bool
+    images: int
+    """How many were planned; a takedown may have taken some of them out since."""
     written_as: Shard
     """The shard that an earlier try of the run has written them as, or was about to."""
 
@@ -108,7 +111,8 @@ def write(
         names = [keys.sample_key(uri) for uri in rows["source_uri"].to_pylist()]
         table = rows.append_column("key", pa.array(names, pa.string()))
         table = table.select(_SCHEMA.names).cast(_SCHEMA)
-        storage.write(layout.plan(run, shard), tables.to_bytes(table, signed))
+        own = signed | {"images": str(table.num_rows)}
+        storage.write(layout.plan(run, shard), tables.to_bytes(table, own))
         return _planned(found)
 
     def to_leave(found: tuple[Shard, Mapping[str, list[str]]]) -> Shard:
@@ -166,6 +170,7 @@ def read(run: Run, shard: Shard) -> Work:
         todo,
         signed["source"],
         in_place=signed["in_place"] == "1",
+        images=int(signed["images"]),
         written_as=Shard(shard.dt, signed.get("written_as", shard.name)),
     )
 
@@ -174,7 +179,7 @@ def write_as(run: Run, shard: Shard, written: Shard) -> None:
     """Write down that a planned shard will be written as another: a later try must find it."""
     table = tables.read(layout.plan(run, shard))
     found = tables.metadata(table)
-    signed = {name: found[name] for name in ("source", "in_place")} | {"written_as": written.name}
+    signed = {name: found[name] for name in _SIGNED} | {"written_as": written.name}
     storage.write(layout.plan(run, shard), tables.to_bytes(table, signed))
 
 

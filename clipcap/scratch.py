@@ -29,12 +29,7 @@ _PREFIX: Final = "clipcap-scratch-"
 _LEFT_OVER_S: Final = 24 * 3_600.0
 _THREADS: Final = 8  # each needs memory of its own: with more, a small limit does not do
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_NO_ROOM: Final = (
-    duckdb.OutOfMemoryException,
-    duckdb.IOException,
-    duckdb.TransactionException,  # its log could not be written
-    duckdb.FatalException,  # neither could what would undo that
-)
+_NO_ROOM: Final = (duckdb.OutOfMemoryException, duckdb.IOException)
 ROWS: Final = 65_536  # of a batch on its way: large enough for Arrow's speed, 20 MB at most
 
 
@@ -198,14 +193,21 @@ def opened(settings: ScratchSettings) -> Iterator[Scratch]:
             closing(Scratch(Path(name), settings.memory_bytes)) as place,
         ):
             yield place
-    except (*_NO_ROOM, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _FULL:
+    except (duckdb.Error, OSError) as error:
+        if not _is_full(error):
             raise
         raise SettingsError(
             f"Comparing did not fit into {settings.memory_bytes / 1e9:.1f} GB of memory and the "
             f"disk of {parent} (settings `scratch.memory_bytes`, `scratch.folder`): "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
+
+
+def _is_full(error: duckdb.Error | OSError) -> bool:
+    """Tell whether a disk is full, or the memory; DuckDB says of each step in its own way."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return isinstance(error, _NO_ROOM) or any(os.strerror(one) in str(error) for one in _FULL)
 
 
 def _remove_left_over(parent: Path) -> None:

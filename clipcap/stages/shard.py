@@ -188,13 +188,13 @@ def recover(out: str) -> int:
 def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     """Write one planned shard: tar, then rejects, then the manifest that makes both count.
 
-    What an earlier try of the same run has written is not written again. What was not read as it
+    What an earlier try has written is not written again. What was not read as it
     was listed goes into a shard of another name: see `clipcap.asread`.
     """
     started = time.time()
     work = plans.read(run, target)
     there = commits.find(layout.manifest(run.out, work.written_as))
-    if there is not None and there.metadata.get("run_id") == run.run_id:
+    if there is not None:  # by an earlier try, or by another run, which came to the same
         there = scrubbing.kept(there, work.written_as, run=run)
         return _written_before(work.written_as, there, run=run)
     kept_out = forgotten.load(run.out)
@@ -210,6 +210,8 @@ def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     taken = [sample for sample in found if isinstance(sample, Taken)]
     refused = [sample for sample in found if isinstance(sample, Refused)]
     target = asread.named(target, work, found, run=run)
+    if target != work.written_as:  # its tar stays: a late try may still say what is in it
+        storage.delete(layout.rejects(run.out, work.written_as))
     members, bytes_written = ([], 0) if work.in_place else _write_tar(taken, target, run)
     limits = settings.images.fingerprint()
     rejects = [

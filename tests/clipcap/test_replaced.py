@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 
 from clipcap import layout, manifest, planning, storage, tables
 from clipcap.errors import AccessDeniedError
+from clipcap.footers import Footers
 from clipcap.layout import Run, Shard
 from clipcap.plans import Plan
+from clipcap.stages import forget
 from clipcap.stages import shard as stage
 from clipcap.stages.shard import ShardSettings
 from tests.inventories import Entry, write
@@ -291,3 +294,85 @@ def test_a_try_that_died_before_it_wrote_may_write_something_else(tmp_path: Path
         done(plan, run)
         assert live(out).keys() == {"a.png", "b.png"}
     assert len(manifest.shards(out)) == 1
+
+
+class TestForgottenMeanwhile:
+    """A takedown takes an image out of manifest, tar and plan while another try is to come."""
+
+    @pytest.fixture(params=[False, True], ids=["alone", "with texts"])
+    def places(self, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, str]:
+        source, out = (storage.canonical(str(tmp_path / name)) for name in ("in", "out"))
+        for n in range(4):
+            storage.write(f"{source}/{n}.png", picture(n, size=(64 + 8 * n, 48)))
+            if request.param:
+                storage.write(f"{source}/{n}.txt", b"a text")
+        return source, out
+
+    def test_a_run_of_the_same_plan_leaves_what_is_there(self, places: tuple[str, str]) -> None:
+        """It wrote a tar without the image, and died: each place in the manifest was wrong."""
+        source, out = places
+        (first, run), (second, other) = (planned(source, out, DAY) for _ in range(2))
+        done(first, run)
+        forget.forget(out, [f"{source}/0.png"])
+        killed = patch.object(manifest, "publish_rejects", side_effect=KeyboardInterrupt)
+        with killed, suppress(KeyboardInterrupt):
+            done(second, other)
+        require_whole(out)
+        assert set(live(out)) == {"1.png", "2.png", "3.png"}
+
+    def test_one_that_was_before_its_manifest(self, places: tuple[str, str]) -> None:
+        """What is left of the plan is not what its name says."""
+        source, out = places
+        storage.write(f"{source}-old/old.png", picture(9))
+        night(f"{source}-old", out, "2026-11-19")
+        (first, run), (second, other) = (planned(source, out, DAY) for _ in range(2))
+        killed = patch.object(manifest, "publish", side_effect=KeyboardInterrupt)
+        with killed, pytest.raises(KeyboardInterrupt):
+            done(first, run)
+        forget.forget(out, [f"{source}/0.png"])
+        done(second, other)
+        (shard,) = (one for one in manifest.shards(out) if one.dt == DAY)
+        assert shard != second.planned[0].shard
+        require_whole(out)
+        assert set(live(out)) == {"1.png", "2.png", "3.png", "old.png"}
+
+    def test_the_same_run_has_each_image_once(self, places: tuple[str, str]) -> None:
+        """The manifest bore the name of the takedown, and its images were written once more."""
+        source, out = places
+        plan, run = planned(source, out, DAY)
+        done(plan, run)
+        forget.forget(out, [f"{source}/0.png"])
+        done(plan, run)
+        assert len(manifest.shards(out)) == 1
+        assert set(live(out)) == {"1.png", "2.png", "3.png"}
+
+
+def test_rejects_of_a_try_that_died_are_nobodys(tmp_path: Path) -> None:
+    """An outage: an image, then the manifest. The next try reads everything."""
+    source, out = (storage.canonical(str(tmp_path / name)) for name in ("in", "out"))
+    for n in range(3):
+        storage.write(f"{source}/{n}.png", picture(n))
+    plan, run = planned(source, out, DAY)
+    storage.delete(f"{source}/1.png")
+    killed = patch.object(manifest, "publish", side_effect=KeyboardInterrupt)
+    with killed, pytest.raises(KeyboardInterrupt):
+        done(plan, run)
+    assert manifest.orphan_rejects(out)
+    left = Footers(out).entries()
+    storage.write(f"{source}/1.png", picture(1))
+    done(plan, run)
+    assert manifest.objects(out, "rejects") == []
+    told = sorted(one["url"].partition("/")[0] for one in Footers(out).entries())
+    assert (left, told) == ([], ["manifest", "shards"])
+    require_whole(out)
+
+
+def test_what_is_made_smaller_is_named_by_what_it_became(tmp_path: Path) -> None:
+    """Libraries of another machine make other bytes of it."""
+    source, out = (storage.canonical(str(tmp_path / name)) for name in ("in", "out"))
+    storage.write(f"{source}/a.png", picture(1, size=(300, 200)))
+    settings = ShardSettings(resize_px=64)
+    run = Run("run", out, DAY)
+    plan = stage.plan(source, run=run, settings=settings)
+    outcome = stage.shard(plan.planned[0].shard, run=run, settings=settings)
+    assert planning.planned(outcome.shard) == plan.planned[0].shard != outcome.shard

@@ -126,3 +126,14 @@ def test_made_up_photographs_are_the_same_every_time(tmp_path: Path) -> None:
     files = sorted((tmp_path / "a").iterdir())
     assert len(files) == 3
     assert all(path.read_bytes() == (tmp_path / "b" / path.name).read_bytes() for path in files)
+
+
+def test_shards_that_are_named_by_what_was_read_are_measured_too(tmp_path: Path) -> None:
+    """Files beside images have no version that was listed."""
+    for n in range(3):
+        draw(tmp_path / "in" / f"{n}.png", n)
+        (tmp_path / "in" / f"{n}.txt").write_text("a drawing")
+    done = clipcap("bench", tmp_path / "in", "--json")
+    assert done.code == 0, done.err
+    by_stage = {stage["stage"]: stage["images"] for stage in json.loads(done.out)["stages"]}
+    assert by_stage["decode alone"] == by_stage["embed"] == 3
