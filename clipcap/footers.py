@@ -70,7 +70,8 @@ class Footers:
     def entries(self) -> list[Entry]:
         """Return every object of every table, with etag, size and footer; then the tars.
 
-        Rejects and tars that stand without a manifest are of nobody: a try that died left them.
+        Rejects that stand without a manifest are nobody's: a try that died left them, and the next
+        run removes them before it publishes.
 
         Beside a manifest stands the tar of the source that its images were left in.
         """
@@ -86,8 +87,7 @@ class Footers:
                 if commit is not None:
                     found.append(snapshots.entry(info, commit, out=self._out))
         tars = storage.listed(layout.tars(self._out))
-        held = [info for info in tars if layout.shard_of(info.url) in counts]
-        return [*found, *(snapshots.entry(info, out=self._out) for info in held)]
+        return [*found, *(snapshots.entry(info, out=self._out) for info in tars)]
 
     def _is_ours(self, info: ObjectInfo) -> bool:
         return layout.is_of_shard(info.url.removeprefix(f"{self._out}/"))

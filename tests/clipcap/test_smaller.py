@@ -124,9 +124,8 @@ def taken(tmp_path: Path, **chosen: object) -> tuple[Shard, Run]:
     run = Run("r1", storage.canonical(str(tmp_path / "out")), "2026-11-20")
     settings = ShardSettings.model_validate(chosen)
     plan = shard.plan(str(folder), run=run, settings=settings)
-    for part in plan.planned:
-        shard.shard(part.shard, run=run, settings=settings)
-    return plan.planned[0].shard, run
+    done = [shard.shard(part.shard, run=run, settings=settings) for part in plan.planned]
+    return done[0].shard, run
 
 
 def test_the_tar_holds_the_smaller_one_and_embedding_reads_it(tmp_path: Path) -> None:
