@@ -188,8 +188,8 @@ def recover(out: str) -> int:
 def shard(target: Shard, *, run: Run, settings: ShardSettings) -> Outcome:
     """Write one planned shard: tar, then rejects, then the manifest that makes both count.
 
-    What an earlier try has written is not written again. What was not read as it
-    was listed goes into a shard of another name: see `clipcap.asread`.
+    What an earlier try has written is not written again. What was not read as it was listed goes
+    into a shard of another name: see `clipcap.asread`.
     """
     started = time.time()
     work = plans.read(run, target)
