@@ -20,7 +20,7 @@ from clipcap.intake import Refused, Taken
 from clipcap.layout import Run, Shard
 from clipcap.plans import Work
 
-log = logging.getLogger("clipcap.stages.shard")
+log = logging.getLogger(__name__)
 
 _OF_CONTENT: Final[frozenset[Reason]] = frozenset(
     (

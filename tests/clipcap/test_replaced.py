@@ -198,17 +198,18 @@ class TestTwoRuns:
         source, out = places
         (first, run), (second, other) = (planned(source, out, DAY) for _ in range(2))
         assert [part.shard for part in first.planned] == [part.shard for part in second.planned]
-        real, left = storage.write, [1]
+        real, waits = storage.write, [True]
 
         def write(url: str, *parts: bytes) -> None:
-            if f"/{at}/" in url and left.pop():
-                left.append(0)
+            if f"/{at}/" in url and waits:
+                waits.clear()
                 meanwhile()
                 done(second, other)
             real(url, *parts)
 
         with patch.object(storage, "write", write):
             done(first, run)
+        assert not waits, "the second night was never let in"
         require_whole(out)
 
     def require_next_is_right(self, places: tuple[str, str]) -> None:

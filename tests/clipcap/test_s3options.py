@@ -12,11 +12,10 @@ import pytest
 
 from clipcap import s3options, storage, verify
 from clipcap.errors import AccessDeniedError, SettingsError
-from clipcap.stages.label import LabelSettings
 from flows.nightly import nightly
-from flows.settings import NightlySettings
 from tests.nights import draw, make_tiny
 from tests.servers import S3Address, make_bucket, make_user, s3_client
+from tests.settings import nightly_settings
 from tests.tables import glob
 from tests.web import Reply, Server, serving
 
@@ -212,11 +211,7 @@ def test_a_source_is_read_by_one_user_and_the_output_written_by_another(
 @pytest.mark.slow
 def test_a_night_needs_no_right_to_write_at_its_source(places: Places, tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "models")
-    settings = NightlySettings(
-        embed=tiny.encoder,
-        caption=tiny.captioner,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
-    )
+    settings = nightly_settings(tiny)
     nightly.fn(places.source, places.out, settings)
     assert len(glob(places.out, "captions")) == 3
     assert verify.verify(places.out).problems == ()

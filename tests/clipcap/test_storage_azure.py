@@ -12,14 +12,11 @@ import pytest
 
 from clipcap import storage, verify
 from clipcap.errors import AccessDeniedError, NotFoundError, SettingsError, TransientStorageError
-from clipcap.planning import PackSettings
-from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
 from flows.nightly import nightly
-from flows.settings import NightlySettings
 from tests.azurite import ACCOUNT, KEY
 from tests.clipcap.test_storage_answers import ALL_CALLS
 from tests.nights import draw, make_tiny
+from tests.settings import nightly_settings
 from tests.tables import glob
 
 LARGE_BYTES = 40 * 2**20
@@ -117,12 +114,7 @@ def test_an_account_in_an_address_is_refused_with_the_way_to_say_it() -> None:
 @pytest.mark.slow
 def test_a_night_from_a_container_to_a_container(container: str, tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "models")
-    settings = NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=2)),
-        embed=tiny.encoder,
-        caption=tiny.captioner,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
-    )
+    settings = nightly_settings(tiny)
     for n in range(5):
         draw(tmp_path / "a.png", n)
         storage.write(f"{container}/in/{n}.png", (tmp_path / "a.png").read_bytes())

@@ -29,9 +29,6 @@ from clipcap.errors import (
     StorageError,
 )
 from clipcap.layout import Run, Shard
-from clipcap.planning import PackSettings
-from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
 from flows.nightly import nightly
 from flows.settings import DispatchSettings, NightlySettings
 from flows.shard import shard
@@ -41,6 +38,7 @@ from tests.flows.test_in_prefect import wait_for_lines
 from tests.flows.test_nightly import spoil_one_tar
 from tests.nights import Tiny, draw, make_tiny
 from tests.prefect_servers import PrefectServer, worker
+from tests.settings import nightly_settings
 from tests.tables import differences, glob
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a process for each group
@@ -63,13 +61,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture
 def settings(tiny: Tiny) -> NightlySettings:
     """A night of four shards, in groups of two."""
-    return NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=2)),
-        embed=tiny.encoder,
-        caption=tiny.captioner,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
-        dispatch=DISPATCH,
-    )
+    return nightly_settings(tiny, dispatch=DISPATCH)
 
 
 @pytest.fixture

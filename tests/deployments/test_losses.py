@@ -31,9 +31,6 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from clipcap import verify
 from clipcap.errors import StalledError
-from clipcap.planning import PackSettings
-from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
 from flows import _watchdog
 from flows.nightly import nightly
 from flows.settings import DispatchSettings, NightlySettings
@@ -43,6 +40,7 @@ from tests.command import clipcap
 from tests.deployments.files import FOLDER
 from tests.nights import draw, make_tiny
 from tests.prefect_servers import PrefectServer, free_port, prefect_server, worker
+from tests.settings import nightly_settings
 from tests.tables import differences, glob
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.prefect_server]
@@ -161,11 +159,8 @@ def drawings(tmp_path: Path) -> Path:
 def settings(tmp_path: Path) -> NightlySettings:
     """A night of many small shards in two groups, all for the CPU pool."""
     tiny = make_tiny(tmp_path / "models")
-    return NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=2)),
-        embed=tiny.encoder,
-        caption=tiny.captioner,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
+    return nightly_settings(
+        tiny,
         shards_per_partition=1,
         dispatch=DispatchSettings(
             deployment="group/group-cpu",

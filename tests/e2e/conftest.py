@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipcap.planning import PackSettings
-from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
-from flows.settings import NightlySettings
 from tests.nights import draw, make_tiny
+from tests.settings import nightly_settings
 
 
 @dataclass(frozen=True)
@@ -31,13 +28,6 @@ def asked(tmp_path: Path) -> Asked:
     (source / "broken.png").write_bytes((source / "drawing-0.png").read_bytes()[:90])
     (source / "words.txt").write_text("not a picture")
     tiny = make_tiny(tmp_path / "models")
-    chosen = NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=4)),
-        embed=tiny.encoder,
-        caption=tiny.captioner,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
-        shards_per_partition=1,
-        max_reject_rate=0.5,
-    )
+    chosen = nightly_settings(tiny, max_images=4, shards_per_partition=1, max_reject_rate=0.5)
     settings.write_text(chosen.model_dump_json())
     return Asked(source, settings)

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from clipcap.planning import PackSettings
-from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
 from flows.settings import NightlySettings
 from tests.nights import Tiny, draw, make_tiny
+from tests.settings import nightly_settings
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture
 def settings(tiny: Tiny) -> NightlySettings:
     """A night with the tiny models, two images in a shard and one shard in a partition."""
-    return NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=2)),
-        embed=tiny.encoder,
-        caption=tiny.captioner,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
-        shards_per_partition=1,
-    )
+    return nightly_settings(tiny, shards_per_partition=1)
 
 
 @pytest.fixture

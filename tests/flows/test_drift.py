@@ -16,17 +16,16 @@ from PIL import Image
 from clipcap import dates, layout, storage, tables, verify
 from clipcap.encoders import openclip
 from clipcap.errors import DriftError
-from clipcap.planning import PackSettings
 from clipcap.stability import Drift, DriftSettings, Limit
 from clipcap.stages import publish as publish_stage
 from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
 from clipcap.summaries import Summary
 from flows.nightly import nightly
 from flows.settings import NightlySettings
 from tests.command import clipcap
 from tests.nights import Tiny
 from tests.pages import Page
+from tests.settings import nightly_settings
 from tests.tables import glob
 
 RED, BLUE = (200, 40, 40), (30, 60, 220)
@@ -44,13 +43,7 @@ IMAGES = 24
 @pytest.fixture
 def settings(tiny: Tiny) -> NightlySettings:
     """A night without captions, eight images in a shard, that stops where the mean went far."""
-    return NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=8)),
-        embed=tiny.encoder,
-        caption=None,
-        label=LabelSettings(label_sets=(tiny.label_set,)),
-        drift=STRICT,
-    )
+    return nightly_settings(tiny, max_images=8, caption=None, drift=STRICT)
 
 
 @pytest.fixture

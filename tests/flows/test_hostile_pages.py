@@ -14,16 +14,15 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from clipcap import report
-from clipcap.planning import PackSettings
 from clipcap.stability import Canary, Drift, Measure, Part
 from clipcap.stages.label import LabelSettings
-from clipcap.stages.shard import ShardSettings
 from flows._artifacts import summary
 from flows.nightly import nightly
 from flows.settings import NightlySettings
 from tests.command import clipcap
 from tests.nights import Tiny, draw
 from tests.pages import Page
+from tests.settings import nightly_settings
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -85,10 +84,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Path,
     labels = folder / "labels <script>.toml"
     one_line = [text.replace("\n", " ") for text in HOSTILE]
     labels.write_text(f"names = {json.dumps(one_line)}\ntemplates = ['{{}}']\n")
-    settings = NightlySettings(
-        shard=ShardSettings(pack=PackSettings(max_images=20)),
-        embed=tiny.encoder,
-        caption=tiny.captioner,
+    settings = nightly_settings(
+        tiny,
+        max_images=20,
         label=LabelSettings(label_sets=(str(labels),)),
         max_reject_rate=1.0,
     )
