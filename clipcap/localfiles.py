@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from clipcap.refusals import translated
 from clipcap.urls import of_path, path_of
 
 _BATCH: Final = 10_000
+_GONE: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 _TEMPORARY: Final = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # what `_temporary` names
 
 
@@ -80,14 +82,14 @@ class LocalPlace:
     def info(self) -> ObjectInfo | None:
         """Return size and time of the file; a folder is none."""
         with translated("get", self.url):
-            return _described(self.path) if self.path.is_file() else None
+            return _seen(self.path)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the files below a folder, or the one file."""
         with translated("list", str(self.path)):
             found = walk(self.path)
             while files := list(islice(found, _BATCH)):
-                yield batch_of(map(_described, files))
+                yield batch_of(files)
 
     def require(self) -> None:
         """Raise `NotFoundError` where there is neither folder nor file."""
@@ -95,8 +97,16 @@ class LocalPlace:
             raise NotFoundError(f"The folder {self.path} does not exist.")
 
 
-def _described(path: str | Path) -> ObjectInfo:
-    status = os.stat(path)
+def _seen(path: str | Path) -> ObjectInfo | None:
+    """Return what is told of a file; None of what is none, and of one that is gone by now."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        return None
     modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
     return ObjectInfo(of_path(os.path.abspath(path)), status.st_size, _version(status), modified_at)
 
@@ -124,21 +134,27 @@ def create(path: Path, data: bytes) -> None:
         temporary.unlink()
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """Yield the path of every file below a folder, or of the one file; hidden names are left out.
+def walk(folder: Path) -> Iterator[ObjectInfo]:
+    """Yield every file below a folder, or the one file; hidden names are left out.
+
+    Files and folders that go meanwhile are none, nor are pipes, sockets and dangling links.
 
     Raises:
-        OSError: a folder may not be listed, or is not there.
+        OSError: a folder is not there; it or its files may not be looked at.
     """
-    if folder.is_file():
-        yield str(folder)
+    if found := _seen(folder):
+        yield found
         return
-    for root, folders, files in os.walk(folder, onerror=_refuse):
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) or error.filename == str(folder):
+            raise error
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (os.path.join(root, name) for name in files if not name.startswith("."))
-        for path in paths:
-            if os.path.isfile(path):  # not a pipe, a socket or a dangling link
-                yield path
+        for name in files:
+            if not name.startswith(".") and (found := _seen(os.path.join(root, name))):
+                yield found
 
 
 def remove_temporaries(folder: Path, *, older_s: float) -> int:
@@ -159,10 +175,6 @@ def temporaries(folder: Path, *, older_s: float) -> list[Unfinished]:
                 begun_at = datetime.fromtimestamp(status.st_mtime, UTC)
                 found.append(Unfinished(of_path(str(path)), status.st_size, begun_at))
     return found
-
-
-def _refuse(error: OSError) -> None:
-    raise error
 
 
 def _temporary(path: Path, *parts: bytes) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,7 +20,8 @@ import pyarrow as pa
 import pytest
 
 from clipcap import filesystems, storage
-from clipcap.errors import NotFoundError, SettingsError, StorageError
+from clipcap.errors import AccessDeniedError, NotFoundError, SettingsError, StorageError
+from clipcap.storage import ObjectInfo
 
 ODD_NAMES = [
     "a b.jpg", "ü-日本-e\u0301.jpg", "100%.jpg", "%41.jpg", "a+b.jpg", "a#b.jpg", "a?b.jpg",
@@ -221,6 +225,42 @@ class TestLocal:
         (local / "dangling").symlink_to(local / "nothing")
         (local / "seen").write_bytes(b"1")
         assert [found.url for found in storage.list_objects(str(local))] == [f"file://{local}/seen"]
+
+    def test_what_goes_while_it_is_listed_ends_no_listing(self, local: Path) -> None:
+        for name in ("folder/a", "other/b", "seen", "went"):
+            storage.write(str(local / name), b"1")
+        real = os.walk
+
+        def walk(
+            top: Path, onerror: Callable[[OSError], None]
+        ) -> Iterator[tuple[str, list[str], list[str]]]:
+            for at, folders, files in real(top, onerror=onerror):
+                if at == str(local):
+                    (local / "went").unlink()
+                    shutil.rmtree(local / "other")
+                yield at, folders, files
+
+        with patch.object(os, "walk", walk):
+            found = [storage.name_below(one.url, f"file://{local}") for one in listed(local)]
+        assert found == ["folder/a", "seen"]
+
+    def test_files_that_may_not_be_looked_at_are_not_passed_over(self, local: Path) -> None:
+        """As in a folder with the right to read it, but not to enter it."""
+        storage.write(str(local / "a"), b"1")
+        storage.write(str(local / "locked" / "b"), b"1")
+        real = os.stat
+
+        def stat(path: str, **chosen: bool) -> os.stat_result:
+            if "locked/" in str(path):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, **chosen)
+
+        with patch.object(os, "stat", stat), pytest.raises(AccessDeniedError, match="Cannot list"):
+            listed(local)
+
+
+def listed(place: Path) -> list[ObjectInfo]:
+    return list(storage.list_objects(str(place)))
 
 
 @pytest.mark.parametrize(
