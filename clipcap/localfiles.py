@@ -107,8 +107,16 @@ def _seen(path: str | Path) -> ObjectInfo | None:
         raise
     if not stat.S_ISREG(status.st_mode):
         return None
-    modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
-    return ObjectInfo(of_path(os.path.abspath(path)), status.st_size, _version(status), modified_at)
+    url = of_path(os.path.abspath(path))
+    return ObjectInfo(url, status.st_size, _version(status), _time(status.st_mtime))
+
+
+def _time(seconds: float) -> datetime | None:
+    """Return when a file was written; None where no calendar has it, which a clock can do."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _version(status: os.stat_result) -> str:

@@ -244,6 +244,15 @@ class TestLocal:
             found = [storage.name_below(one.url, f"file://{local}") for one in listed(local)]
         assert found == ["folder/a", "seen"]
 
+    def test_a_file_may_be_of_a_year_that_no_calendar_has(self, tmp_path: Path) -> None:
+        """Not on every disk: tmpfs, btrfs and ZFS keep such times."""
+        storage.write(str(tmp_path / "a"), b"1")
+        real = (tmp_path / "a").stat()
+        for seconds in (10**12, 10**30, -(10**12)):
+            far = os.stat_result((*real[:8], seconds, real[9]), {"st_mtime": float(seconds)})
+            with patch.object(os, "stat", return_value=far):
+                assert [one.modified_at for one in listed(tmp_path)] == [None]
+
     def test_files_that_may_not_be_looked_at_are_not_passed_over(self, local: Path) -> None:
         """As in a folder with the right to read it, but not to enter it."""
         storage.write(str(local / "a"), b"1")
