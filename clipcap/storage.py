@@ -96,8 +96,8 @@ def read_page(url: str, form: Form, most: int) -> bytes:
     """
     if not url.startswith(("http://", "https://")):
         raise AccessDeniedError(
-            f"Cannot get {url}: a table that came from the web or a bucket must not name what only "
-            "this machine can read. Put the table on this machine, or set `base`."
+            f"Cannot get {url}: a table must name pages, objects of s3://, gs:// and az:// and, "
+            "where it lies on this machine, its files. `base` allows what lies below it."
         )
     return web.WebPlace(urls.exact(url), DEADLINE_S, web.Policy.of(form), most).read(0, None)
 

@@ -7,7 +7,8 @@ An object counts as changed when its store says so. The web is asked for that on
 
 The addresses are strangers'. A page is read from public machines alone, and not if its owner has
 opted out by header (robots.txt, which is for those who follow links, is not asked for). A table
-that came from the web or a bucket may name pages and buckets, but no files of this machine.
+that came from the web or a bucket may name pages and buckets, but no files of this machine; none
+names another kind of store, through which any machine could be reached.
 """
 
 from __future__ import annotations
@@ -160,9 +161,7 @@ def _page(uri: str, captions: tuple[str, ...], settings: Settings) -> Sample:
 
 
 def _is_out_of_bounds(uri: str, table_url: str, base: str) -> bool:
-    """Tell whether a table from elsewhere names what only this machine can read."""
-    if storage.local_path(table_url) is not None:
-        return False
+    """Tell whether a row names neither the web nor a bucket, nor what its table may name."""
     protocol = uri.partition("://")[0]
     is_below = bool(base) and uri.startswith(f"{storage.canonical(base)}/")
     is_beside = protocol == table_url.partition("://")[0]
