@@ -96,24 +96,25 @@ class Hosts:
         """Know of nothing: in a forked process, whose lock a thread that is gone may hold."""
         self._free = threading.Condition()
         self._busy: Counter[str] = Counter()
-        self._dead: OrderedDict[str, float] = OrderedDict()
+        self._dead: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     @contextmanager
-    def turn(self, host: str, *, is_trusted: bool) -> Iterator[None]:
+    def turn(self, protocol: str, host: str, *, is_trusted: bool) -> Iterator[None]:
         """Wait until a host has fewer than `_PER_HOST` requests.
 
         Raises:
-            Unreachable: nobody could reach it a moment ago; a trusted one is tried all the same.
+            Unreachable: nobody could reach it by this protocol a moment ago (its certificate may be
+                of the past, and its plain pages good); a trusted one is tried all the same.
         """
         with self._free:
             self._free.wait_for(lambda: self._busy[host] < _PER_HOST)
-            if not is_trusted and self._dead.get(host, 0.0) > time.monotonic():
+            if not is_trusted and self._dead.get((protocol, host), 0.0) > time.monotonic():
                 raise wire.Unreachable("nor a moment ago")
             self._busy[host] += 1
         try:
             yield
         except wire.Unreachable:
-            self._bury(host)
+            self._bury((protocol, host))
             raise
         finally:
             with self._free:
@@ -122,9 +123,9 @@ class Hosts:
                     del self._busy[host]
                 self._free.notify_all()
 
-    def _bury(self, host: str) -> None:
+    def _bury(self, place: tuple[str, str]) -> None:
         with self._free:
-            self._dead[host] = time.monotonic() + _DEAD_S
-            self._dead.move_to_end(host)
+            self._dead[place] = time.monotonic() + _DEAD_S
+            self._dead.move_to_end(place)
             if len(self._dead) > _DEAD_HOSTS:
                 self._dead.popitem(last=False)

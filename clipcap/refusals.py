@@ -117,7 +117,7 @@ def _of_store(url: str, where: str, error: Refusal) -> StorageError:
             "of the store's, but is not. Set it (`timedatectl set-ntp true`) and run again."
         )
     if error.is_one_of(_DENIED):
-        return AccessDeniedError(f"{where}: access denied ({error}). {error.said}{_keys_hint(url)}")
+        return AccessDeniedError(f"{where}: access denied ({error}). {_keys_hint(url)}")
     if error.is_one_of(_MISSING) or (url.startswith("http") and error.status[0] in "34"):
         return NotFoundError(f"{where}: {error.said or 'it is not there'} ({error}).")
     return StorageError(f"{where}: {error.said or 'the store refuses'} ({error}).")

@@ -172,7 +172,7 @@ class WebPlace:
             private = private and not all(
                 map(addresses.is_public, addresses.lookup(parts.hostname or "", parts.port or 0))
             )
-            with _HOSTS.turn(parts.netloc, is_trusted=self.policy == TRUSTED):
+            with _HOSTS.turn(parts.scheme, parts.netloc, is_trusted=self.policy == TRUSTED):
                 request = pages.request(method, parts, headers)
                 with wire.exchange(_connections(private), request, until=until) as response:
                     location = wire.headers_of(response).get("location", "")

@@ -186,6 +186,17 @@ class TestRefusals:
         with pytest.raises(TransientStorageError):
             storage.read(f"http://127.0.0.1:{free_ports(1)[0]}/a.png")
 
+    def test_a_host_without_tls_gives_its_plain_pages_all_the_same(self, web: Server) -> None:
+        """As one whose certificate has run out does."""
+        with pytest.raises(TransientStorageError, match="ConnectError"):
+            page(f"https{web.url.removeprefix('http')}/a.png")
+        assert page(f"{web.url}/a.png") == storage.read(f"{web.url}/a.png")
+
+    def test_a_refusal_is_one_sentence_behind_the_other(self, web: Server) -> None:
+        web.replies["/a.png"] = [Reply(403)]
+        with pytest.raises(AccessDeniedError, match=r"denied \(403\)\. Web addresses are read"):
+            page(f"{web.url}/a.png")
+
     def test_a_host_that_a_person_gave_is_always_tried(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
