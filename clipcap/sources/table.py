@@ -180,8 +180,9 @@ def _resolved(cell: object, folder: str) -> str | None:
         return None
     local = storage.local_path(folder)
     try:
-        if "://" in text:
-            return storage.canonical(text)
+        protocol, found, rest = text.partition("://")
+        if found:
+            return storage.canonical(f"{protocol.lower()}://{rest}")
         if local is not None:
             return storage.canonical(str(local / text))
         if text[0] == "/":

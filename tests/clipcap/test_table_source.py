@@ -212,6 +212,10 @@ class TestRows:
         kinds = Counter(type(one) for one in read if one != picture(1))
         assert kinds == {NotFoundError: 7, AccessDeniedError: 2}
 
+    def test_a_protocol_may_be_in_large_letters(self, tmp_path: Path) -> None:
+        found = listed(written(tmp_path, "url\nHTTP://h.example/A.png\nhttp://h.example/A.png\n"))
+        assert [sample.source_uri for sample in found] == ["http://h.example/A.png"]
+
     def test_an_object_that_appears_later_has_another_etag(self, tmp_path: Path) -> None:
         path = written(tmp_path, "url\na.png\n")
         missing = listed(path)[0]
