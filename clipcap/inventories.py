@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.orc
 import pyarrow.parquet as pq
 
-from clipcap import storage
+from clipcap import storage, tables
 from clipcap.errors import SettingsError
 
 COLUMNS: Final = (
@@ -25,6 +25,9 @@ COLUMNS: Final = (
 )
 """What is looked at, by the names that Parquet and ORC have; the first four must be there."""
 _NEEDED: Final = COLUMNS[:4]
+_TIME: Final = "last_modified_date"
+_TEXT: Final = pa.string()
+_TYPES: Final = {"size": pa.int64(), _TIME: pa.timestamp("ns", "UTC")}  # all others are text
 _CHUNK: Final = 16 * 2**20
 _ROWS: Final = 65_536
 
@@ -67,8 +70,12 @@ def rows(url: str, md5: str, kind: str, columns: tuple[str, ...]) -> Iterator[pa
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the columns that are looked at; those that an inventory does not have are null."""
-    none = pa.nulls(batch.num_rows, pa.string())
-    columns = {name: batch[name] if name in batch.schema.names else none for name in COLUMNS}
+    none = pa.nulls(batch.num_rows, _TEXT)
+    columns = {
+        name: (batch[name] if name in batch.schema.names else none).cast(_TYPES.get(name, _TEXT))
+        for name in COLUMNS
+    }
+    columns[_TIME] = columns[_TIME].cast(tables.TIME, safe=False)
     return pa.record_batch(list(columns.values()), names=list(columns))
 
 

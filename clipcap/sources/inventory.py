@@ -16,7 +16,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipcap import files, inventories, storage, tables
+from clipcap import files, inventories, storage
 from clipcap import samples as form
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.files import FileSettings
@@ -125,7 +125,7 @@ def _opened(settings: Settings) -> _Inventory:
             bucket=str(said["sourceBucket"]),
             made_at=datetime.fromtimestamp(int(made_at) / 1000, UTC) if made_at else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{url} must be the manifest.json of an S3 Inventory (`sourceBucket`, `fileFormat`, "
             f"`fileSchema`, `files`), but is not: {type(error).__name__}: {error}."
@@ -169,13 +169,12 @@ def _listed(batch: pa.RecordBatch, inventory: _Inventory, settings: Settings) ->
         if folder is None
         else pa.array([storage.canonical(str(folder / key)) for key in keys.to_pylist()], _TEXT)
     )
-    modified_at = batch["last_modified_date"].cast(pa.timestamp("ns", "UTC"))
     tier = pc.is_in(batch["intelligent_tiering_access_tier"], value_set=_ARCHIVED)
     columns = {
         "url": urls,
-        "size_bytes": batch["size"].cast(pa.int64()),
+        "size_bytes": batch["size"],
         "etag": pc.ascii_trim(pc.fill_null(batch["e_tag"], ""), '"'),
-        "modified_at": modified_at.cast(tables.TIME, safe=False),
+        "modified_at": batch["last_modified_date"],
         "archived": pc.or_(pc.is_in(batch["storage_class"], value_set=_ARCHIVED), tier),
     }
     return pa.record_batch(list(columns.values()), names=list(columns))
@@ -199,4 +198,4 @@ def _is_shown(batch: pa.RecordBatch, prefix: str) -> pa.Array:
 
 
 def _is(column: pa.Array, text: str) -> pa.Array:
-    return pc.equal(pc.utf8_lower(column.cast(_TEXT)), text)
+    return pc.equal(pc.utf8_lower(column), text)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipcap import storage
@@ -152,6 +155,16 @@ class TestFilesAlone:
         columns = CSV_COLUMNS if "csv" in ending else ""
         assert names(listed(f"{place}/one.{ending}", columns=columns)) == ["a b.jpg"]
 
+    def test_parquet_may_be_written_anew_by_another_library(self, place: str) -> None:
+        """Polars writes large strings, pandas categories."""
+        texts = pa.array(["photos", "a.jpg", "e"], pa.large_string())
+        columns = {"bucket": texts[:1], "key": texts[1:2], "e_tag": texts[2:].dictionary_encode()}
+        stream = io.BytesIO()
+        pq.write_table(pa.table(columns | {"size": pa.array([1], pa.uint64())}), stream)
+        storage.write(f"{place}/a.parquet", stream.getvalue())
+        [found] = listed(f"{place}/a.parquet")
+        assert (names([found]), found.etag, found.size_bytes) == (["a.jpg"], "e", 1)
+
     def test_a_csv_may_name_its_columns_in_its_first_row(self, place: str) -> None:
         storage.write(f"{place}/a.csv", text([Entry("a.jpg")], header=True).encode())
         assert names(listed(f"{place}/a.csv")) == ["a.jpg"]
@@ -209,6 +222,22 @@ class TestDamage:
         storage.write(f"{place}/manifest.json", said)
         with pytest.raises(SettingsError, match=r"must be the manifest\.json"):
             listed(f"{place}/manifest.json")
+
+    def test_a_manifest_of_a_time_that_no_calendar_has_is_refused(self, place: str) -> None:
+        url = write(place, [Entry("a.jpg")])
+        said = json.loads(storage.read(url)) | {"creationTimestamp": "9" * 400}
+        storage.write(url, json.dumps(said).encode())
+        with pytest.raises(SettingsError, match=r"must be the manifest\.json"):
+            listed(url)
+
+    @pytest.mark.parametrize(
+        ("size", "at"), [("many", "2026-01-01T00:00:00Z"), ("1", "soon"), ("1", "9999999-01-01")]
+    )
+    def test_a_size_or_a_time_that_is_none_is_refused(self, place: str, size: str, at: str) -> None:
+        rows = f"Bucket,Key,Size,LastModifiedDate,ETag\nphotos,a.jpg,{size},{at},e\n"
+        storage.write(f"{place}/a.csv", rows.encode())
+        with pytest.raises(SettingsError, match=r"a\.csv cannot be read as CSV"):
+            listed(f"{place}/a.csv")
 
     def test_a_form_that_is_none_of_the_three_is_refused(self, place: str) -> None:
         url = write(place, [Entry("a.jpg")])
