@@ -174,33 +174,33 @@ def _captioned(
 
 
 def _captions(url: str) -> dict[str, tuple[str, ...]]:
-    """Return captions by file name, from COCO annotations or a plain JSON object.
+    """Return captions by file name, from COCO annotations or a plain JSON object; text alone.
 
     Raises:
         SettingsError: the file is neither.
     """
     try:
         loaded = json.loads(storage.read(storage.canonical(url)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(
             f"The captions file {url} must be JSON, but is not: {error}."
         ) from error
-    grouped: dict[str, list[str]] = {}
+    grouped: dict[str, list[object]] = {}
     try:
         if "annotations" in loaded:
             names = {image["id"]: image["file_name"] for image in loaded["images"]}
             for row in loaded["annotations"]:
-                grouped.setdefault(names[row["image_id"]], []).append(str(row["caption"]))
+                grouped.setdefault(names[row["image_id"]], []).append(row["caption"])
         else:
             plain = loaded.get("captions", loaded)
             for name, texts in plain.items():
-                grouped[name] = [texts] if isinstance(texts, str) else [str(text) for text in texts]
+                grouped[name] = [texts] if isinstance(texts, str) else list(texts)
     except (KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"The captions file {url} must be COCO annotations (`images`, `annotations`) or an "
-            f"object from file name to a list of captions, but has no {error}."
+            f"object from file name to a list of captions, but: {error}."
         ) from error
     return {
-        name: tuple(caption_text(text) for text in texts if text.strip())
+        name: tuple(caption_text(one) for one in texts if isinstance(one, str) and one.strip())
         for name, texts in grouped.items()
     }

@@ -157,7 +157,7 @@ def _with_rows(chosen: Sequence[ObjectInfo], place: Place) -> list[ObjectInfo]:
 def _data_files(url: str) -> set[str]:
     try:
         return {str(file["filename"]) for file in json.loads(storage.read(url))["_data_files"]}
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise SettingsError(
             f"{url} must name the files of a dataset (`_data_files`), as `save_to_disk` writes it, "
             f"but does not: {error}."

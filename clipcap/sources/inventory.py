@@ -24,6 +24,10 @@ from clipcap.sample import Sample
 
 _FORMS: Final = ((".csv", "CSV"), (".csv.gz", "CSV"), (".parquet", "PARQUET"), (".orc", "ORC"))
 _ARCHIVED: Final = pa.array(["GLACIER", "DEEP_ARCHIVE", "ARCHIVE"])
+_MALFORMED: Final = (
+    *(ValueError, OverflowError, RecursionError),
+    *(KeyError, TypeError, AttributeError),
+)
 _S3: Final = "s3://"
 _TEXT: Final = pa.string()
 
@@ -125,7 +129,7 @@ def _opened(settings: Settings) -> _Inventory:
             bucket=str(said["sourceBucket"]),
             made_at=datetime.fromtimestamp(int(made_at) / 1000, UTC) if made_at else None,
         )
-    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise SettingsError(
             f"{url} must be the manifest.json of an S3 Inventory (`sourceBucket`, `fileFormat`, "
             f"`fileSchema`, `files`), but is not: {type(error).__name__}: {error}."

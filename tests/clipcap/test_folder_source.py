@@ -159,6 +159,26 @@ class TestCaptions:
         assert names(found, tmp_path) == ["a.jpg", "x/b c.jpg", "x/d.jpg"]
         assert [one.captions for one in found] == [("one", "two"), ("three",), ()]
 
+    @pytest.mark.parametrize(
+        "told",
+        [
+            {**COCO, "annotations": [{"image_id": 7, "caption": text} for text in (None, 1, "a")]},
+            {"a.jpg": [None, {"raw": "b"}, "a", ["c"]]},
+        ],
+    )
+    def test_only_text_is_a_caption(self, tmp_path: Path, told: dict[str, object]) -> None:
+        laid_out(tmp_path, "a.jpg")
+        (tmp_path / "told.json").write_text(json.dumps(told))
+        [sample] = listed(tmp_path, captions=str(tmp_path / "told.json"))
+        assert sample.captions == ("a",)
+
+    @pytest.mark.parametrize("told", ["[" * 200_000, "{", "[]", "5", '{"a.jpg": 5}'])
+    def test_a_captions_file_of_another_form_is_refused(self, tmp_path: Path, told: str) -> None:
+        laid_out(tmp_path, "a.jpg")
+        (tmp_path / "told.json").write_text(told)
+        with pytest.raises(SettingsError, match=r"captions file .*told\.json must be"):
+            listed(tmp_path, captions=str(tmp_path / "told.json"))
+
     def test_other_captions_are_another_version_of_their_image(self, tmp_path: Path) -> None:
         laid_out(tmp_path, "a.jpg", "b.jpg")
         etags = []

@@ -216,7 +216,14 @@ class TestDamage:
 
     @pytest.mark.parametrize(
         "said",
-        [b"{", b"[]", b"3", b'{"files": []}', b'{"sourceBucket": "b", "fileFormat": "CSV"}'],
+        [
+            b"{",
+            b"[]",
+            b"3",
+            b"[" * 200_000,
+            b'{"files": []}',
+            b'{"sourceBucket": "b", "fileFormat": "CSV"}',
+        ],
     )
     def test_a_manifest_of_another_form_is_refused(self, place: str, said: bytes) -> None:
         storage.write(f"{place}/manifest.json", said)
