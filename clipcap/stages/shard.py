@@ -131,6 +131,10 @@ def _source(source: str, *, run: Run, settings: ShardSettings) -> tuple[ModuleTy
     """Return the file in `clipcap/sources` that reads a source, and its settings."""
     kind = settings.kind if settings.kind != "auto" else listings.kind(source)
     module = registry.load("clipcap.sources", kind)
+    if "url" in settings.options:
+        raise SettingsError(
+            f"The source is {source}, but `shard.options.url` names one too: drop it."
+        )
     options: dict[str, Any] = {"url": source, **settings.options}
     if settings.only:
         options["only"] = settings.only

@@ -171,6 +171,11 @@ class TestDeletions:
             night(source, out, dt=NEXT_DAY, options={"glob": "b/*"})
         assert objects(out) == before
 
+    def test_options_name_no_second_source(self, many: tuple[str, str]) -> None:
+        source, out = many
+        with pytest.raises(SettingsError, match=r"options\.url. names one too: drop it"):
+            night(source, out, dt=NEXT_DAY, options={"url": f"{source}/b"})
+
     def test_it_can_be_allowed(self, many: tuple[str, str]) -> None:
         source, out = many
         plan = night(source, out, NEXT_DAY, options={"glob": "b/*"}, max_delete_rate=1.0)
