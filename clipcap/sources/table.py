@@ -271,12 +271,16 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _text(data: bytes) -> _Table:
+    """Read text; a quote that is not closed where its cell ends would swallow the rows behind."""
     text = data.decode("utf-8-sig")
     header_line = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=header_line.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = next(rows, [])
-    body = [row for row in rows if row]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names, body = next(rows, []), [row for row in rows if row]
+    except csv.Error as error:
+        hint = "a quote within a quoted cell must be doubled"
+        raise csv.Error(f"line {rows.line_num}: {error} ({hint})") from error
 
     def cells(name: str) -> list[str | None]:
         at = names.index(name)

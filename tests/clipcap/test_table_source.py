@@ -212,6 +212,18 @@ class TestRows:
         kinds = Counter(type(one) for one in read if one != picture(1))
         assert kinds == {NotFoundError: 7, AccessDeniedError: 2}
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            'url\tcaption\na.png\t"Hello\nb.png\tb\n',
+            'url\tcaption\na.png\t"Hello\nb.png\tb\nc.png\t"Next words\n',
+            'url,caption\na.png,"a cat\nb.png,',
+        ],
+    )
+    def test_a_quote_that_is_not_closed_swallows_no_rows(self, tmp_path: Path, text: str) -> None:
+        with pytest.raises(SettingsError, match=r"line [34]: .*quote within a quoted cell"):
+            listed(written(tmp_path, text))
+
     def test_a_protocol_may_be_in_large_letters(self, tmp_path: Path) -> None:
         found = listed(written(tmp_path, "url\nHTTP://h.example/A.png\nhttp://h.example/A.png\n"))
         assert [sample.source_uri for sample in found] == ["http://h.example/A.png"]
