@@ -196,7 +196,7 @@ def _loaded(text: str) -> Any:  # noqa: ANN401 - any JSON value
     try:
         return json.loads(text)
     except ValueError:
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         if len(lines) < 2 or not lines[0].rstrip().endswith("}"):
             raise
         return [json.loads(line) for line in lines]

@@ -72,9 +72,9 @@ def _rows(name: str, data: bytes) -> Iterator[Mapping[str, Any]]:
         return
     text = data.decode("utf-8-sig")
     if ending == "csv":
-        yield from csv.DictReader(io.StringIO(text, newline=""))
+        yield from csv.DictReader(io.StringIO(text, newline=""), strict=True)
         return
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a caption may hold other ends of lines, such as U+2028
         row = json.loads(line) if line.strip() else {}
         if not isinstance(row, dict):
             raise ValueError("a line of it is no JSON object")  # noqa: TRY004 - of the file

@@ -142,6 +142,12 @@ def test_cocos_objects_are_no_captions(tmp_path: Path, out: str) -> None:
         captionfiles.join(written(tmp_path, json.dumps(objects)), out)
 
 
+def test_a_line_of_json_may_hold_any_end_of_a_line() -> None:
+    rows = [("a.jpg", "one\u2028two"), ("b.jpg", "one\x85two")]
+    lines = "".join(f'{{"file_name":"{name}","caption":"{text}"}}\n' for name, text in rows)
+    assert captionfiles.parsed(lines.encode(), ("caption",)) == rows
+
+
 def test_a_broken_line_of_json_is_refused(tmp_path: Path, out: str) -> None:
     text = FORMS["lines"] + '\n{"image": "one.png", '
     with pytest.raises(SettingsError, match="must be COCO's JSON"):

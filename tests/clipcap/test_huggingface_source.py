@@ -367,7 +367,15 @@ class TestImageFolder:
         table(folder / "test" / "metadata.csv", {"odd.bin": "odd", "../../secret": "no"})
         assert [len(sample.captions) for sample in listed(folder, split="test")] == [0, 1]
 
-    @pytest.mark.parametrize("data", [b"file_name\n\xff", b"a,b\n1,2\n"])
+    def test_a_caption_may_hold_any_end_of_a_line(self, folder: Path) -> None:
+        row = {"file_name": "odd.bin", "text": "one\u2028two\x85three"}
+        (folder / "test" / "odd.bin").write_bytes(PICTURES[4])
+        (folder / "test" / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False))
+        assert row["text"] in [text for one in listed(folder) for text in one.captions]
+
+    @pytest.mark.parametrize(
+        "data", [b"file_name\n\xff", b"a,b\n1,2\n", b'file_name,text\nc.png,"Hello\n']
+    )
     def test_a_table_that_is_none_is_an_error(self, folder: Path, data: bytes) -> None:
         (folder / "metadata.csv").write_bytes(data)
         with pytest.raises(SettingsError, match=r"metadata\.csv"):
