@@ -22,7 +22,9 @@ _TOKEN: Final = re.compile(
     re.DOTALL,
 )
 _AT: Final = re.compile(r"line (\d+)")
+_DEEP: Final = 20  # parts of a key of TOML, `a.b.c`; its reader keeps every beginning of a key
 _SEPARATORS: Final = ("=", ":")
+_MARKS: Final = frozenset("[]{},=:")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -80,7 +82,7 @@ def parsed(data: bytes, *, is_json: bool) -> Written | Problem:
         return made
 
     try:
-        found = json.loads(text, object_pairs_hook=as_dict) if is_json else tomllib.loads(text)
+        found = json.loads(text, object_pairs_hook=as_dict) if is_json else _toml(text)
     except RecursionError:
         return Problem(1, "it is nested too deeply")
     except ValueError as error:
@@ -90,6 +92,31 @@ def parsed(data: bytes, *, is_json: bool) -> Written | Problem:
     if not isinstance(found, dict):
         return Problem(1, f"it must hold an object, but is a {type(found).__name__}")
     return Written(found, text, is_json, has_doubled_keys=bool(doubled))
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Return what TOML holds.
+
+    Raises:
+        RecursionError: it is nested too deeply.
+        ValueError: it is no TOML.
+    """
+    if _has_deep_key(text):
+        raise RecursionError
+    return tomllib.loads(text)
+
+
+def _has_deep_key(text: str) -> bool:
+    """Tell whether a key has more parts than any label set needs; texts and remarks are no keys."""
+    if all(line.count(".") <= _DEEP for line in text.splitlines()):
+        return False
+    dots = 0
+    for token, _ in _tokens(text):
+        if token in _MARKS:
+            dots = 0
+        elif token[0] not in "\"'" and (dots := dots + token.count(".")) > _DEEP:
+            return True
+    return False
 
 
 class _Scan:

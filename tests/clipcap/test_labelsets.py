@@ -258,6 +258,8 @@ class TestProblems:
             (b'names = ["a",\n"b\0"]', "line 2: there is a NUL character"),
             ("\ufeffnames = ['a', 'b']".encode("utf-16"), "line 1: the byte 0xff is no UTF-8"),
             (b"a = " + b"[" * 5000, "line 1: it is nested too deeply"),
+            (b"a." * 20_000 + b"b = 1", "line 1: it is nested too deeply"),
+            (b"[" + b"'a' . " * 2_000 + b"b]", "line 1: it is nested too deeply"),
         ],
     )
     def test_what_is_no_text(self, tmp_path: Path, data: bytes, problem: str) -> None:
@@ -269,6 +271,10 @@ class TestProblems:
         assert "must hold an object, but is a list" in told(tmp_path, "[]", name="o.json")[0]
         deep = '{"names": ["a", "b"], "x": ' + "[" * 400 + "]" * 400 + "}"
         assert told(tmp_path, deep, name="o.json")[0].startswith("line 1: there is no field `x`")
+
+    def test_dots_in_texts_and_remarks_are_no_depth(self, tmp_path: Path) -> None:
+        dots = "a." * 50
+        assert told(tmp_path, f"names = ['{dots}', 'b'] # {dots}\nlicence = \"{dots}\"") == []
 
     def test_a_byte_order_mark_does_no_harm(self, tmp_path: Path) -> None:
         assert told(tmp_path, "\ufeffnames = ['a', 'b']\r\n") == []
