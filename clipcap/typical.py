@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from clipcap import commits, layout, manifest, tables
-from clipcap.commits import Fingerprint
+from clipcap import commits, forgotten, layout, manifest, tables
+from clipcap.commits import Commit, Fingerprint
 from clipcap.models import EncoderRef
 from clipcap.settings import digest
 
@@ -23,17 +23,30 @@ _SHARDS: Final = 8  # that images are taken from
 def images(url: str, out: str, ref: EncoderRef, count: int, *, least: int = 0) -> pa.Table:
     """Return so many rows of an output's embeddings, or all; those at `url` if it has enough.
 
+    Where one of them was taken down since, all are chosen anew.
+
     Raises:
         NotFoundError: a shard is not embedded.
+        SettingsError: nobody can say what was taken down.
     """
     recipe = digest(["typical", VERSION, ref.sha256, ref.preprocess_sha256, count])
     found = commits.find(url)
-    if found is None or found.recipe != recipe or found.rows < least:
+    if found is None or found.recipe != recipe or found.rows < least or _has_gone(found, out):
         table = _spread(out, ref, count)
         made = Fingerprint(recipe, digest(table["content_sha256"].to_pylist()))
         metadata = {"members": made.members, "model_id": ref.model_id}
         commits.publish(url, table, fingerprint=made, run_id="", metadata=metadata)
     return tables.read(url)
+
+
+def _has_gone(found: Commit, out: str) -> bool:
+    """Tell whether an image that must be nowhere any more is among them."""
+    kept_out = forgotten.load(out)
+    if not kept_out:
+        return False
+    table = tables.read(found.url, ["image_id", "content_sha256"])
+    ids, contents = (set(column.to_pylist()) for column in table.columns)
+    return bool(ids & kept_out.image_ids or contents & kept_out.contents)
 
 
 def _spread(out: str, ref: EncoderRef, count: int) -> pa.Table:

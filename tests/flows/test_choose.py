@@ -383,3 +383,16 @@ def test_the_promoted_captioner_may_be_asked(place: Path, tiny: Tiny) -> None:
     )  # fmt: skip
     assert promoted.code == 0, promoted.err
     assert told(choose(place, tiny, *given))["computed"] == IMAGES
+
+
+def test_what_was_taken_down_is_typical_of_nothing(place: Path, tiny: Tiny) -> None:
+    words = ("--by", "logprob", "--typical", IMAGES)
+    told(choose(place, tiny, *words))
+    gone = rows(place)[0]["key"]
+    assert clipcap("forget", place / "out", gone, "--yes").code == 0
+    done = told(choose(place, tiny, *words))
+    assert (done["images"], done["computed"]) == (IMAGES - 1, IMAGES - 1)
+    kept = pq.ParquetFile(place / "to" / "_typical_images").read()["key"].to_pylist()
+    assert sorted(kept) == sorted({row["key"] for row in rows(place)})
+    assert gone not in kept
+    assert told(choose(place, tiny, *words))["computed"] == 0
