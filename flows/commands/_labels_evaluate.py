@@ -15,7 +15,7 @@ from clipcap.settings import Settings
 from clipcap.stages.evaluate_labels import EvaluateLabelsSettings
 from flows.commands import _options as options
 from flows.commands._options import Choice
-from flows.commands._start import json_option
+from flows.commands._start import json_option, require_apart
 
 if TYPE_CHECKING:
     from clipcap.labels.judged import Figure
@@ -68,6 +68,7 @@ def evaluate_command(
     from clipcap.report import labelled
     from clipcap.stages.evaluate_labels import evaluate_labels as stage
 
+    require_apart(settings.evaluate_labels.truth, *files.values())
     url = storage.canonical(out)
     found = stage(
         url, bank.load(label_set), settings=settings.evaluate_labels, encoder=settings.embed

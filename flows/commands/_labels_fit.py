@@ -13,7 +13,7 @@ from clipcap.settings import Settings
 from flows.commands import _options as options
 from flows.commands._labels_kept import Place, keep
 from flows.commands._options import Choice
-from flows.commands._start import json_option
+from flows.commands._start import json_option, require_apart
 
 if TYPE_CHECKING:
     from clipcap.labels.accepting import Accepting
@@ -56,6 +56,7 @@ def fit_command(
     from clipcap.stages import fit_labels
 
     fitted.name(to)  # refused before any work
+    require_apart(settings.fit.truth, to)
     found = fit_labels.fit(
         storage.canonical(out), label_set, settings=settings.fit, encoder=settings.embed
     )

@@ -13,7 +13,7 @@ from clipcap.stages.learn_labels import Learning, LearnSettings
 from flows.commands import _options as options
 from flows.commands._labels_kept import Place, keep
 from flows.commands._options import Choice
-from flows.commands._start import json_option
+from flows.commands._start import json_option, require_apart
 
 if TYPE_CHECKING:
     from clipcap.labels.fitted import Fitted
@@ -51,6 +51,7 @@ def learn_command(out: str, to: str, settings: LearningSettings, *, as_json: boo
     from clipcap.stages import learn_labels
 
     name = fitted.name(to)  # refused before any work
+    require_apart(settings.learn.truth, to)
     found = learn_labels.learn(
         storage.canonical(out), name, settings=settings.learn, encoder=settings.embed
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 import click
 
 from clipcap import credentials, outcomes, storage
-from clipcap.errors import ServerError
+from clipcap.errors import ServerError, SettingsError
 from clipcap.layout import Run
 
 if TYPE_CHECKING:
@@ -45,6 +45,20 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
     """Add `--json`, passed as `as_json`."""
     text = "Print one JSON object, and nothing else, on standard output."
     return click.option("--json", "as_json", is_flag=True, help=text)(function)
+
+
+def require_apart(truth: str, *written: str | None) -> None:
+    """Do nothing where what is written is another file than what people wrote.
+
+    Raises:
+        SettingsError: it would take the place of the truth.
+    """
+    for place in written:
+        if truth and place and storage.canonical(place) == storage.canonical(truth):
+            raise SettingsError(
+                f"A file that is written must be another one than the truth, but both are {place}. "
+                "Name another; nothing was changed."
+            )
 
 
 class Start:

@@ -245,6 +245,23 @@ def test_what_cannot_be_judged_is_said(
     assert "No label set 'dogz'" in refused(finished, "dogz", "--truth", truth)
 
 
+@pytest.mark.parametrize("option", ["--scores", "--page"])
+def test_nothing_is_written_over_the_truth(
+    finished: Path, label_set: str, truth: str, option: str
+) -> None:
+    before = Path(truth).read_bytes()
+    assert "another one than the truth" in refused(
+        finished, label_set, "--truth", truth, option, f"file://{truth}"
+    )
+    for words in (("fit", finished, label_set), ("learn", finished)):
+        kept = Path(truth).with_name("truth.parquet")
+        kept.write_bytes(before)
+        ended = clipcap("labels", *words, "--truth", kept, "--to", kept)
+        assert (ended.code, kept.read_bytes()) == (2, before)
+        assert "another one than the truth" in ended.err
+    assert Path(truth).read_bytes() == before
+
+
 def test_numbers_that_are_none_are_refused(
     finished: Path, label_set: str, truth: str, tiny: Tiny, tmp_path: Path
 ) -> None:
