@@ -58,6 +58,8 @@ class OfLabel:
     index: int
     support: int
     given: int
+    """Images that were given it: as the best label, of those that have one; in a set of several
+    labels an image, as an accepted one. Precision, recall and F1 are of the same."""
     precision: float
     recall: float
     f1: float
@@ -167,11 +169,11 @@ def _best(judge: Judge, levels: list[tuple[Level, Classes]]) -> Classes:
     level_N = np.array([len(facts.tree.path(n)) - 1 for n in range(facts.count)])
     level_N[facts.tree.leaves] = len(levels) - 1
     every = np.arange(facts.count)
-    precision, recall, f1 = (
+    given, precision, recall, f1 = (
         np.stack([getattr(found, name) for _, found in levels])[level_N, every]
-        for name in ("precision_N", "recall_N", "f1_N")
+        for name in ("given_N", "precision_N", "recall_N", "f1_N")
     )
-    return Classes(precision, recall, f1)
+    return Classes(given, precision, recall, f1)
 
 
 def _accepted(judge: Judge) -> Classes:
@@ -238,7 +240,7 @@ def _of_label(judge: Judge, label: int, found: Classes, rankings: dict[int, Rank
     return OfLabel(
         index=label,
         support=int(judge.seen_I[judge.facts.true.by_label.get(label, [])].sum()),
-        given=int(judge.given_N[label]),
+        given=int(found.given_N[label]),
         precision=float(found.precision_N[label]),
         recall=float(found.recall_N[label]),
         f1=float(found.f1_N[label]),

@@ -196,6 +196,8 @@ def ranking(score_I: Numbers, positive_P: Places, unsure_U: Places | None = None
 class Classes:
     """Figures of each of N labels; NaN where there is nothing to divide by."""
 
+    given_N: Places
+    """Images that were given it."""
     precision_N: Floats
     recall_N: Floats
     f1_N: Floats
@@ -220,7 +222,10 @@ def classes(hits_N: Places, given_N: Places, support_N: Places) -> Classes:
         support_N: images that have it.
     """
     return Classes(
-        _ratio(hits_N, given_N), _ratio(hits_N, support_N), _ratio(2 * hits_N, given_N + support_N)
+        given_N,
+        _ratio(hits_N, given_N),
+        _ratio(hits_N, support_N),
+        _ratio(2 * hits_N, given_N + support_N),
     )
 
 

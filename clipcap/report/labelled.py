@@ -100,6 +100,7 @@ def render(out: str, found: Labelled) -> str:
             for one in judged.errors
             if one.place in shown
         ],
+        several=any(one.metric == "recall" for one in judged.figures),
         number=_number,
     )  # fmt: skip
 

@@ -116,6 +116,9 @@ def test_figures_of_exclusive_labels_are_those_of_scikit_learn() -> None:
     matrix = sk.confusion_matrix(is_true, given, labels=range(8))
     for one in found.confusions:
         assert one.count == matrix[one.true, one.given]
+    assert [one.given for one in found.labels] == matrix.sum(axis=0).tolist()
+    precision = matrix.diagonal() / matrix.sum(axis=0)
+    assert [one.precision for one in found.labels] == pytest.approx(precision, nan_ok=True)
     np.fill_diagonal(matrix, 0)
     assert found.confusions[0].count == matrix.max()
     sure = [one.score for one in found.errors]

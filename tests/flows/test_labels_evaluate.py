@@ -135,6 +135,7 @@ def test_the_page_shows_pictures_and_hostile_names_as_text(
     assert "<img src=x" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "{{ 7 * 7 }}" in page
+    assert "Given: the best label, whatever its score, of images that have a label." in page
     assert page.count("data:image/jpeg;base64,") >= 2
     assert page.count("<svg") == 2
     assert "default-src &#39;none&#39;" in page
