@@ -202,6 +202,8 @@ def _drawn(out: str, ref: EncoderRef, settings: ProposeSettings) -> _Drawn:
         keys, lot_B, embedding_BD = [keys[n] for n in order], lot_B[order], embedding_BD[order]
     if not keys:
         raise NotFoundError(f"There must be embedded images in {out}, but there are none.")
+    if not np.isfinite(embedding_BD).all():
+        raise SettingsError("Every embedding must be of numbers, but some are not. Embed again.")
     return _Drawn(keys, embedding_BD, live)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from clipcap import embedding, storage
+from clipcap import embedding, storage, tables
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.labels import check, proposing, sets
@@ -100,6 +102,18 @@ def test_what_cannot_be_proposed(tiny: Tiny, tmp_path: Path) -> None:
     same_BD = np.zeros((5, 4), np.float32)
     with pytest.raises(SettingsError, match="all 5 look the same"):
         proposing._clustered(same_BD, ProposeSettings())
+
+
+def test_embeddings_that_are_no_numbers_are_refused(
+    out: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(table: pa.Table) -> np.ndarray[Any, Any]:
+        return np.full_like(vectors(table), np.nan)
+
+    vectors = tables.vectors
+    monkeypatch.setattr(tables, "vectors", broken)
+    with pytest.raises(SettingsError, match="must be of numbers"):
+        proposing.propose(out, settings=ProposeSettings(), encoder=tiny.encoder)
 
 
 def test_an_encoder_with_words_of_its_own_is_offered_no_others() -> None:
