@@ -32,7 +32,7 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _INVISIBLE: Final = re.compile("[\\s\u200b-\u200f\u2060\ufeff\u00ad]+")
 _HINTS: Final = 20  # nearest names that are looked for: each is compared with all
 _PROSE: Final = ("source", "licence")
-_NAME: Final = "60 letters, digits, `.`, `_` and `-` at most"
+_NAME: Final = "60 letters, digits, `.`, `_` and `-` at most, not of signs alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def _misfit(at: Path, one: Mapping[str, Any], models: Mapping[int, type[BaseMode
         return f"`{name}` must hold at least one, but is empty"
     if kind == "value_error":
         return str(one["ctx"]["error"])
-    if kind == "string_pattern_mismatch":
+    if kind == "string_pattern_mismatch" or (kind == "string_too_long" and key == "name"):
         return f"`{name}` must be {_NAME}, as it stands in paths, but is {_shown(given)}"
     if key == "threshold":
         return f"`{name}` must be a number from 0 to 1, but is {_shown(given)}"

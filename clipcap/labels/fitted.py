@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 T = TypeVar("T", bound=Settings)
-_NAME: Final = re.compile(r"(^|/)[A-Za-z0-9._-]{1,60}\.parquet$")
+_NAME: Final = re.compile(r"(^|/)(?![._-]+\.parquet$)[A-Za-z0-9._-]{1,60}\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)

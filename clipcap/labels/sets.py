@@ -65,7 +65,7 @@ class LabelSet(Settings):
         validate_by_alias=True, validate_by_name=True, serialize_by_alias=True
     )
 
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,60}$")
+    name: str = Field(default="", max_length=60, pattern=r"^$|^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Stands in paths and in the column `label_set`; the file's name where it is not given."""
     labels: tuple[Label, ...] = Field(alias="names", min_length=1)
     """The labels, in the order of `label_index`; in a file they are called `names`."""
@@ -157,7 +157,8 @@ def read(name: str) -> tuple[LabelSet | None, list[Problem]]:
     written = files.parsed(_bytes(url), is_json=url.endswith(".json"))
     if isinstance(written, Problem):
         return None, [written]
-    written.found.setdefault("name", name_of(url))
+    if written.found.get("name", "") == "":
+        written.found["name"] = name_of(url)
     return _checked(written)
 
 

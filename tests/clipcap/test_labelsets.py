@@ -243,6 +243,8 @@ class TestProblems:
             ("threshold = 0.5\n", "line 1: `names` must be given, but is not"),
             ('names = ["a", 5]', "line 1: `names[1]`"),
             ('names = ["a",\n"b"]\nname = "a b"', "line 3: `name` must be 60 letters"),
+            ('names = ["a",\n"b"]\nname = ".."', "line 3: `name` must be 60 letters"),
+            (f'names = ["a",\n"b"]\nname = "{"a" * 61}"', "line 3: `name` must be 60 letters"),
             ('names = ["a",\n"b\\u0007"]', "line 2: there is the character U+0007 in 'b\\x07'"),
             ('names = ["a",\n"b]', "line 2: it cannot be read"),
             ('names = ["a",\n"b"\n', "line 3: it cannot be read"),

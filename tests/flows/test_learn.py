@@ -132,6 +132,7 @@ def test_what_cannot_be_learnt_is_said(out: Path, tmp_path: Path, tiny: Tiny) ->
     labelled = truth(tmp_path / "t.csv", {"red": "red"})
     for to, more, words in (
         ("set.toml", (), "must end in .parquet"),
+        ("-.parquet", (), "must end in .parquet"),
         ("set.parquet", (), "two labels at least"),
         ("set.parquet", ("--min-images", 9), "must have 9 images to be learnt"),
     ):
