@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, Self
 
 import torch
@@ -168,13 +169,15 @@ class Kept:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._trees: dict[tuple[object, ...], Recorded] = {}
+        self._trees: dict[tuple[torch.device, torch.dtype, int, int], Recorded] = {}
 
     def tree(self, language_model: Any, beams: int, slots: int, *, takes_trees: bool) -> Tree:  # noqa: ANN401 - as above
         """Return an empty tree, as `trees.of` does; it ends the one that was returned before."""
         if not takes_trees or language_model.device.type != "cuda":
             return trees.of(language_model, takes_trees=takes_trees, beams=beams, slots=slots)
-        key = (language_model.device, language_model.dtype, beams, slots)
+        kind = (language_model.device, language_model.dtype, beams)
+        larger = [key for key in self._trees if key[:-1] == kind and key[-1] >= slots]
+        key = min(larger, default=(*kind, slots), key=itemgetter(-1))  # for the few left, too
         found = self._trees.pop(key, None) or Recorded(language_model, beams, slots)
         self._trees[key] = found
         if len(self._trees) > _MOST_TREES:

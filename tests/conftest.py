@@ -133,3 +133,12 @@ def recorded(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
     with temporary_settings({PREFECT_API_URL: prefect_server.url}):
         yield prefect_server
         APILogHandler().flush()  # what comes later finds no server any more
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    """A GPU, or where there is none one that keeps a GPU's rules in memory."""
+    from tests import pretended
+
+    with pretended.gpu():
+        yield

@@ -160,8 +160,7 @@ def test_two_batches_may_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.done[4:] == ["waited"] * 2
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("wanted", ["fp32", "auto"])
 def test_a_gpu_embeds_as_the_cpu_does(tmp_path: Path, wanted: str) -> None:
     """Whole batches, the same shape again, a nearly full one, two under way."""
@@ -184,14 +183,13 @@ def test_a_gpu_embeds_as_the_cpu_does(tmp_path: Path, wanted: str) -> None:
     openclip.forget()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
-@pytest.mark.parametrize("name", ["beam", "greedy", "nucleus"])
-def test_a_gpu_captions_as_the_cpu_does(name: str) -> None:
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("name", "stop_bonus"), [("beam", 1.0), ("greedy", 0.5), ("nucleus", 0.5)])
+def test_a_gpu_captions_as_the_cpu_does(name: str, stop_bonus: float) -> None:
     """Full slots and a last few, slots refilled, buffers that grow, the second time recorded."""
     decode = Choice(name=name, settings={"max_tokens": 26, "stop": "."})
-    on_cpu = tiny_captioner(sharpness=2.0, stop_bonus=1.0)
-    on_gpu = tiny_captioner(sharpness=2.0, stop_bonus=1.0).to("cuda").for_captions("fp32")
+    on_cpu = tiny_captioner(sharpness=2.0, stop_bonus=stop_bonus)
+    on_gpu = tiny_captioner(sharpness=2.0, stop_bonus=stop_bonus).to("cuda").for_captions("fp32")
     wanted = on_cpu.caption(embeddings(40), decode=decode, slots=8)
     for _ in range(2):
         found = on_gpu.caption(embeddings(40), decode=decode, slots=8)
@@ -205,8 +203,7 @@ def test_a_gpu_captions_as_the_cpu_does(name: str) -> None:
     assert tree._steps
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_gpu_captions_in_half_the_numbers(precision: Literal["bf16", "fp16"]) -> None:
     """Words may change places where two are as likely; recorded steps must still be used."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from bench import gpu_decoding
 from clipcap import graphs, trees
 from clipcap.candidates import Candidate
 from clipcap.captioner import Captioner
 from clipcap.cards import Choice
+from tests import pretended
 from tests.captioners import embeddings, llama_captioner, tiny_captioner
 
 BEAM = Choice(name="beam", settings={"beam_size": 3, "max_tokens": 26, "stop": "."})
@@ -193,40 +192,26 @@ def test_empty_slots_leave_no_nan_behind() -> None:
     assert all(bool(one.isfinite().all()) for one in (*tree._keys, *tree._values))
 
 
-class Elsewhere:
-    """Stands for a language model on a GPU."""
+def test_trees_on_a_gpu_are_used_again_and_at_most_two_kept() -> None:
+    with pretended.gpu():
+        model = tiny_captioner().language_model.to("cuda")
+        kept = graphs.Kept()
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers' own
-        self.device, self.dtype = torch.device("cuda"), model.dtype
+        def tree(slots: int) -> trees.Tree:
+            return kept.tree(model, 5, slots, takes_trees=True)
 
-
-def test_trees_on_a_gpu_are_used_again_and_at_most_two_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    waits: list[int] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
-    monkeypatch.setattr(torch, "zeros", _on_cpu(torch.zeros))
-    model = Elsewhere(tiny_captioner().language_model)
-    kept = graphs.Kept()
-
-    def tree(slots: int) -> trees.Tree:
-        return kept.tree(model, 5, slots, takes_trees=True)
-
-    first, second = tree(64), tree(7)
-    assert isinstance(first, graphs.Recorded)
-    assert tree(64) is first
-    assert tree(7) is second
-    third = tree(3)
-    assert waits == [1]
-    assert tree(7) is second
-    assert tree(3) is third
-    assert tree(64) is not first
-    plain = kept.tree(model, 5, 64, takes_trees=False)
+        first, second = tree(7), tree(64)
+        assert isinstance(first, graphs.Recorded)
+        assert tree(64) is second
+        assert tree(7) is first
+        assert tree(3) is first, "the few that are left need no tree of their own"
+        assert tree(8) is second
+        third = tree(65)
+        assert tree(65) is third
+        assert tree(64) is second
+        assert tree(7) is second, "two are kept"
+        plain = kept.tree(model, 5, 64, takes_trees=False)
     assert isinstance(plain, trees.Rows)
-
-
-def _on_cpu(made: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *size, device=None, **more: made(*size, **more)
 
 
 def test_a_processor_reads_plain_trees() -> None:

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-import torch
 
 from clipcap.errors import SettingsError
 from clipcap.labels import bank, scoring
@@ -223,8 +222,7 @@ def test_a_learnt_label_set_is_read_back_as_it_was_written(tmp_path: Any) -> Non
     assert bank.load(str(path)).sha256 != found.sha256, "other numbers make other labels"
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("given", [*FLAT.values(), tree(), tree(multi_label=True, threshold=0.3)])
 def test_a_gpu_finds_the_same_rows(given: Bank) -> None:
     wanted = scoring.Scorer(given, top_k=3, threshold=0.3).best(unit(500, 3))
