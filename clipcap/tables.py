@@ -277,7 +277,9 @@ def _parsed_footer(data: bytes) -> tuple[dict[bytes, bytes], int]:
 
 def vectors(table: pa.Table) -> NDArray[np.float32]:
     """Return the column `embedding` as `embedding_BD`, a copy of its own."""
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.array(flat, dtype=np.float32).reshape(
-        table.num_rows, table.schema.field("embedding").type.list_size
-    )
+    size = table.schema.field("embedding").type.list_size
+    embedding_BD, at = np.empty((table.num_rows, size), np.float32), 0
+    for chunk in table["embedding"].chunks:  # joined first they would be copied twice
+        embedding_BD[at : at + len(chunk)] = chunk.flatten().to_numpy().reshape(-1, size)
+        at += len(chunk)
+    return embedding_BD

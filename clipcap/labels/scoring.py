@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = 1 << 20  # images times labels of a block: 4 MB
 _ABOVE: Final = 4.0  # than any score
+_FEW: Final = 12  # labels that are looked for one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Scorer:
         """Return the places of the best labels, sorted: all that get a row, and the next one."""
         count = self.bank.count
         size = min(self.top_k + 1, count)
-        index_BK = logit_BN.topk(size, dim=1).indices
+        index_BK = _largest(logit_BN, size)
         if not self._may_be_more:
             return index_BK
         over_B = (score_BN >= self._threshold_N).sum(dim=1)
@@ -146,7 +147,7 @@ class Scorer:
             if torch.equal(over_BK.sum(dim=1), over_B):
                 break
             size = min(4 * size, count)
-            index_BK = logit_BN.topk(size, dim=1).indices
+            index_BK = _largest(logit_BN, size)
         return index_BK
 
     def _of_tree(self, logit_BC: Tensor) -> Best:
@@ -173,6 +174,25 @@ class Scorer:
         )
         numbers = tuple(one.gather(1, index_BN) for one in (*columns, holds_BN))
         return _rows(has_row_BN.gather(1, index_BN), index_BN, numbers)
+
+
+def _largest(logit_BN: Tensor, size: int) -> Tensor:
+    """Return the places of the largest logits of each image, the largest first.
+
+    A few are found one after the other, each at the speed of memory, and put back: half the time of
+    `topk` on a CPU.
+    """
+    if logit_BN.device.type != "cpu" or size > _FEW:
+        return logit_BN.topk(size, dim=1).indices
+    all_BN, at_B = logit_BN.numpy(), np.arange(len(logit_BN))
+    index_BK = np.empty((len(logit_BN), size), np.int64)
+    value_BK = np.empty((len(logit_BN), size), np.float32)
+    for k in range(size):
+        index_BK[:, k] = all_BN.argmax(axis=1)
+        value_BK[:, k] = all_BN[at_B, index_BK[:, k]]
+        all_BN[at_B, index_BK[:, k]] = -np.inf
+    all_BN[at_B[:, None], index_BK] = value_BK
+    return torch.from_numpy(index_BK)
 
 
 def _best_of(background_BG: Tensor) -> Tensor:
