@@ -9,17 +9,33 @@ from __future__ import annotations
 
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from clipcap import cards, layout, models, storage
 from clipcap.embedding import EmbedSettings
 from clipcap.errors import SettingsError
+from clipcap.keys import path_name
 from clipcap.settings import Settings
 
 PROMOTED: Final = "promoted"
 """The name that stands for the promoted captioner of an output."""
+_TAKEN: Final = (models.BUNDLED, PROMOTED, "none")
+"""Names by which commands mean something else than a captioner that was trained."""
+
+
+def _own(name: str) -> str:
+    if name != path_name(name) or name in _TAKEN:
+        raise ValueError(
+            "a name has letters, digits, `.`, `_` and `-` alone, a letter or digit first and last, "
+            f"and is none of {', '.join(_TAKEN)}"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_own)]
+"""Of a captioner that is trained: the name of its folder too, of no other captioner's."""
 
 
 class Compared(Settings):

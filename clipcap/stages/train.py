@@ -37,7 +37,7 @@ _NEW: Final = {"embeddings", "normalized", "views"}  # what nobody asked for is 
 class TrainSettings(Settings):
     """Which captioner is trained, and how."""
 
-    name: str = "captioner"
+    name: promotions.Name = "captioner"
     """Name of the new captioner; its folder is `captioners/NAME` in the output."""
     start: str = models.BUNDLED
     """Captioner whose language model training starts from, or the folder of a transformers one."""

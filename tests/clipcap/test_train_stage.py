@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from clipcap import cards, layout, storage, verify
 from clipcap.errors import ClipcapError, SettingsError
@@ -178,6 +179,12 @@ def test_what_is_kept_of_other_data_is_not_gone_on_from(tmp_path: Path, tiny: Ti
     Checkpoint(url, "of other captions").save({"weights.0": torch.zeros(3)})
     train.train(run, settings=settings(tiny), encoder=tiny.encoder)
     assert storage.info(url) is None
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "_mine", "mine_", "bundled", "promoted", "none"])
+def test_a_name_that_is_no_folder_of_its_own_is_refused_at_once(tiny: Tiny, name: str) -> None:
+    with pytest.raises(ValidationError, match="a letter or digit first and last"):
+        settings(tiny, name=name)
 
 
 def test_an_output_without_captions_says_what_to_do(tmp_path: Path, tiny: Tiny) -> None:
