@@ -99,6 +99,17 @@ def write_card(folder: str, card: Card) -> None:
     storage.write(f"{storage.canonical(folder)}/{CARD_NAME}", text.encode())
 
 
+def remove(folder: str) -> None:
+    """Take a captioner out of its folder, first the card, without which the rest does not count.
+
+    Who writes another one there and is killed leaves no captioner rather than one of two halves.
+    """
+    root = storage.canonical(folder)
+    storage.delete(f"{root}/{CARD_NAME}")
+    for found in storage.listed(root):
+        storage.delete(found.url)
+
+
 def captioner_digest(folder: str) -> str:
     """Return `captioner_sha256`: the digest of the names and bytes of all files of the folder.
 

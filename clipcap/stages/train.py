@@ -195,7 +195,8 @@ def _trained(this: _Training, data: Materials) -> TrainMetrics:
         metrics = _learned(this, data, captioner)
         if team.is_first:
             _report(this, captioner.card)
-            storage.delete(f"{this.folder}/{cards.REVIEW_NAME}")  # of the old weights' captions
+            promotions.require_free(this.run.out, this.settings.name)  # somebody may have meanwhile
+            cards.remove(this.folder)
             captioner.write(this.folder)
             storage.delete(this.state_url)
     return metrics
@@ -277,9 +278,8 @@ def _untrained(fit: EncoderFit, settings: TrainSettings) -> Captioner:
     from clipcap import captioner
 
     start = _start_folder(settings.start)
-    path = storage.local_path(start)
     inner = f"{start}/{cards.LANGUAGE_MODEL_NAME}"
-    plain = path is not None and (path / "config.json").is_file()
+    plain = (path := storage.local_path(start)) is not None and (path / "config.json").is_file()
     language_model, tokenizer = captioner.load_language_model(start if plain else inner)
     longest = settings.loop.max_tokens
     positions = getattr(language_model.config, "max_position_embeddings", None)

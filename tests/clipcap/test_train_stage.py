@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from clipcap import cards, layout, storage, verify
+from clipcap import cards, layout, promotions, storage, verify
 from clipcap.errors import ClipcapError, SettingsError
 from clipcap.layout import Run
 from clipcap.resume import Checkpoint
@@ -82,6 +82,41 @@ def test_a_training_forgets_what_was_measured_on_the_old_captions(
     assert storage.info(url) is not None
     train.train(run, settings=settings(tiny, prefix_length=2), encoder=tiny.encoder)
     assert storage.info(url) is None
+
+
+def test_a_training_killed_as_it_writes_leaves_no_captioner_of_two_halves(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats.", "a tree."])
+    done = train.train(run, settings=settings(tiny), encoder=tiny.encoder)
+    stray = f"{done.folder}/{cards.LANGUAGE_MODEL_NAME}/added_tokens.json"
+    storage.write(stray, b"{}")  # of the old captioner alone
+    with monkeypatch.context() as patch:
+        patch.setattr("clipcap.captioner.write_card", None)
+        with pytest.raises(TypeError):
+            train.train(run, settings=settings(tiny, prefix_length=2), encoder=tiny.encoder)
+    with pytest.raises(SettingsError, match="not a captioner folder"):
+        cards.read_card(done.folder)
+    assert storage.info(stray) is None
+    assert not train.train(run, settings=settings(tiny), encoder=tiny.encoder).was_there
+
+
+def test_a_captioner_that_is_promoted_while_another_is_trained_stays(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = captioned(tmp_path, tiny, ["a red ball.", "two cats.", "a tree."])
+    done = train.train(run, settings=settings(tiny), encoder=tiny.encoder)
+    digest = cards.captioner_digest(done.folder)
+    refusals = iter((None, SettingsError("mine is the promoted captioner")))
+
+    def require_free(*_: object) -> None:
+        if (refusal := next(refusals)) is not None:
+            raise refusal
+
+    monkeypatch.setattr(promotions, "require_free", require_free)
+    with pytest.raises(SettingsError, match="is the promoted captioner"):
+        train.train(run, settings=settings(tiny, prefix_length=2), encoder=tiny.encoder)
+    assert cards.captioner_digest(done.folder) == digest
 
 
 def test_the_same_data_and_seed_give_the_same_captioner(tmp_path: Path, tiny: Tiny) -> None:
