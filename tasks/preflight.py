@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from clipcap import contracts, delta, embedding, storage
+from clipcap import cards, contracts, delta, embedding, registry, storage, wordlists
+from clipcap.cards import Choice
 from clipcap.embedding import EmbedSettings
 from clipcap.encoding import choose_device
 from clipcap.errors import SettingsError
@@ -60,6 +61,14 @@ def check_models(
     embedding.recipe(encoder, embedding.reference(encoder))
     if captioner is not None:
         choose(captioner, encoder)
+        if captioner.decode is not None:  # the card's own needs no look, and looking needs torch
+            _require_decoder(captioner.decode)
     for device in devices:
         if device.startswith("cuda"):  # `auto` takes what there is, and needs no torch to say so
             choose_device(device)
+
+
+def _require_decoder(decode: Choice) -> None:
+    """See that there is the decoder, with these settings, and the list of words that they name."""
+    cards.choose(registry.load("clipcap.decoders", decode.name), "decoder", decode)
+    wordlists.digests(decode.settings)

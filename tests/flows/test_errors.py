@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -83,6 +84,22 @@ def test_a_misspelt_setting_is_told_by_its_place_and_the_nearest_name(
     (tmp_path / "chosen.toml").write_text("[speed]\nbatchsize = 3\n[embed]\nprecison = 'fp32'\n")
     ended = clipcap(*asked, "--settings", tmp_path / "chosen.toml")
     require_block(ended, 2, "speed.batchsize", "Did you mean batch_size?", "embed.precison")
+
+
+@pytest.mark.parametrize(
+    ("decode", "said"),
+    [
+        ({"name": "beem"}, "Did you mean beam?"),
+        ({"name": "greedy", "settings": {"beam_size": 5}}, "`beam_size`"),
+        ({"name": "beam", "settings": {"only": "no.txt"}}, "list of words no.txt is not there"),
+    ],
+)
+def test_a_decoder_that_cannot_be_used_is_refused_before_any_work(
+    asked: list[str], tmp_path: Path, decode: dict[str, object], said: str
+) -> None:
+    (tmp_path / "chosen.json").write_text(json.dumps({"caption": {"decode": decode}}))
+    require_block(clipcap(*asked, "--settings", tmp_path / "chosen.json"), 2, said)
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_problem_of_a_label_file_is_told_at_once(asked: list[str], tmp_path: Path) -> None:
