@@ -89,6 +89,6 @@ def _same(url: str) -> list[str] | None:
         return None if _OF_IMAGES.match(first) else found[: len(found) - (not found[-1])]
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # what is wrong with it says who reads tables
     return value if all(isinstance(one, str) for one in value) else None

@@ -35,12 +35,12 @@ NAMES: Final = (
 _TEXTS: Final = ("caption", "captions", "reference_captions", "text", "comment", "sentence", "raw")
 _DELIMITERS: Final = "\t|,;"
 _FLICKR: Final = re.compile(r"(.+)#\d+\t(.*)")  # 1000268201_693b08cb0e.jpg#0	A child ...
-KINDS: Final = "category"
-"""A column of labels; who asks for it means COCO's objects, not its captions."""
-PICKLE: Final = b"\x80"
-"""How a pickle begins."""
-MALFORMED: Final = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, csv.Error)
-"""What is raised of a file that is of none of the forms."""
+KINDS: Final = "category"  # of labels; who asks for it means COCO's objects, not its captions
+PICKLE: Final = b"\x80"  # how a pickle begins
+MALFORMED: Final = (  # what is raised of a file that is of none of the forms
+    *(pa.ArrowException, OSError, ValueError, LookupError, TypeError, csv.Error),
+    *(AttributeError, RecursionError),  # JSON of other things than rows, or 1,000 levels deep
+)
 
 Told = Iterable[tuple[str | Sequence[str], object]]
 """The name of an image, or several, best first, with a caption or a list of them."""

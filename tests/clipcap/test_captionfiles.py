@@ -163,6 +163,7 @@ def test_another_encoding_is_refused_with_advice(tmp_path: Path, out: str) -> No
 @pytest.mark.parametrize(
     "text",
     ["", "\n", "what is this?", "a,b\n1,2\n", "{}", '{"a": 1}', "[1]", "{", "[]",
+     '[{"key": "a", "caption": "b"}, "c"]', '[["key", "caption"], ["a", "b"]]', "[" * 100_000,
      '{"annotations": [{"caption": "x"}]}', '{"images": [{"file": "x"}]}', "PAR1 no more",
      "one.png#0\ta cat.\nno number\n"],
 )  # fmt: skip
