@@ -12,6 +12,7 @@ import click
 from clipcap.labels import fitted
 from clipcap.labels.fitted import Fitted
 from clipcap.settings import Settings
+from flows.commands._start import typed
 
 T = TypeVar("T", bound=Settings)
 
@@ -33,4 +34,5 @@ def keep(
         click.echo(json.dumps(found.everything() | {"kept_in": place.to}, indent=1))
         return
     tell(found)
-    click.echo(f"kept      {place.to}\nuse it    clipcap label {place.out} --label-set {place.to}")
+    use = typed("label", place.out, "--label-set", place.to)
+    click.echo(f"kept      {place.to}\nuse it    {use}")

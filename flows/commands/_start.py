@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import click
 
-from clipcap import credentials, outcomes, storage
+from clipcap import credentials, models, outcomes, storage
 from clipcap.errors import ServerError, SettingsError
 from clipcap.layout import Run
 
@@ -182,3 +183,9 @@ def _as_json(finished: Finished) -> str:
         "manifest_url": published.manifest_url if published else None,
     }
     return json.dumps(told, indent=1)
+
+
+def typed(*words: str, model: str = models.BUNDLED) -> str:
+    """Return a command of `clipcap` as a shell takes it, with its model where it is not bundled."""
+    named = () if model == models.BUNDLED else ("--model", model)
+    return shlex.join(("clipcap", *words, *named))

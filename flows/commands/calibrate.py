@@ -19,7 +19,7 @@ from clipcap.stages.caption import CaptionSettings
 from clipcap.thresholds import ThresholdSettings
 from flows.commands import _options as options
 from flows.commands._options import Choice
-from flows.commands._start import json_option
+from flows.commands._start import json_option, typed
 from flows.settings import settled
 
 if TYPE_CHECKING:
@@ -112,9 +112,10 @@ def calibrate_captions(
     if kept is None:
         _tell_settings(done, dry_run=dry_run)
         return
+    words = ("caption", out, "--captioner", settings.caption.captioner)
     click.echo(
         f"\nkept in {storage.local_path(kept) or kept}\n"
-        f"use it  clipcap caption {out} --captioner {settings.caption.captioner}"
+        f"use it  {typed(*words, model=settings.embed.model)}"
     )
 
 

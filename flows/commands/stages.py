@@ -19,7 +19,7 @@ from clipcap.stages.train import Trained, TrainSettings
 from clipcap.training import TrainSettings as LoopSettings
 from flows.commands import _options as options
 from flows.commands._options import Choice
-from flows.commands._start import Start, json_option, server_option, tell
+from flows.commands._start import Start, json_option, server_option, tell, typed
 from flows.settings import NightlySettings
 
 
@@ -146,11 +146,12 @@ def train(out: str, settings: TrainingSettings, **how: bool) -> None:
     loss = (
         "" if trained.validation_loss is None else f", held-out loss {trained.validation_loss:.3f}"
     )
+    words = ("caption", out, "--captioner", shown(trained.folder))
     done = "was trained already" if trained.was_there else f"trained in {trained.seconds:.1f} s"
     click.echo(
         f"train     {trained.captioner_id} {done} on {_learned(trained)}{loss}\n"
         f"{_left_out(trained)}"
-        f"use it    clipcap caption {out} --captioner {shown(trained.folder)}"
+        f"use it    {typed(*words, model=settings.embed.model)}"
     )
     if trained.report_url:
         click.echo(f"report    {shown(trained.report_url)}")

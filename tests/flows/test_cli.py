@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -345,13 +346,16 @@ def test_a_pickle_that_wants_to_run_something_is_refused_by_train(
 
 
 def test_train_tells_which_captions_it_left_out(drawings: Path, tmp_path: Path, tiny: Tiny) -> None:
-    out, file = f"{tmp_path}/out", tmp_path / "captions.csv"
+    out, file = f"{tmp_path}/out of 2026", tmp_path / "captions.csv"
     file.write_text("image,caption\ndrawing-0.png,a red ball.\ndrawing-1.png,\nother.png,a car.\n")
     model = ["--model", tiny.encoder.model, "--no-server"]
     clipcap("shard", drawings, out, "--no-server")
     clipcap("embed", out, *model)
     ended = clipcap("train", out, *model, "--steps", 1, "--captions", file)
     assert "left out  1 captions of no image of the output, 1 blank ones\n" in ended.out, ended.err
+    use = next(line for line in ended.out.splitlines() if line.startswith("use it    clipcap "))
+    done = clipcap(*shlex.split(use.removeprefix("use it    clipcap ")), "--no-server")
+    assert done.code == 0, done.err
 
 
 def test_the_option_for_users_of_the_original_is_named(tmp_path: Path, tiny: Tiny) -> None:
