@@ -82,7 +82,7 @@ def parsed(data: bytes, *, is_json: bool) -> Written | Problem:
         return made
 
     try:
-        found = json.loads(text, object_pairs_hook=as_dict) if is_json else _toml(text)
+        found = json.loads(text, object_pairs_hook=as_dict) if is_json else of_toml(text)
     except RecursionError:
         return Problem(1, "it is nested too deeply")
     except ValueError as error:
@@ -94,7 +94,7 @@ def parsed(data: bytes, *, is_json: bool) -> Written | Problem:
     return Written(found, text, is_json, has_doubled_keys=bool(doubled))
 
 
-def _toml(text: str) -> dict[str, Any]:
+def of_toml(text: str) -> dict[str, Any]:
     """Return what TOML holds.
 
     Raises:
@@ -107,7 +107,7 @@ def _toml(text: str) -> dict[str, Any]:
 
 
 def _has_deep_key(text: str) -> bool:
-    """Tell whether a key has more parts than any label set needs; texts and remarks are no keys."""
+    """Tell whether a key has more parts than any file needs; texts and remarks are no keys."""
     if all(line.count(".") <= _DEEP for line in text.splitlines()):
         return False
     dots = 0

@@ -7,7 +7,6 @@ form.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,6 +19,7 @@ from pydantic.fields import FieldInfo
 from clipcap import storage
 from clipcap.embedding import EmbedSettings, Speed
 from clipcap.errors import NotFoundError, SettingsError
+from clipcap.labels import files
 from clipcap.review import REASONS, ReviewSettings
 from clipcap.sinks.sidecars import Settings as SidecarSettings
 from clipcap.sources.folder import Settings as FolderSettings
@@ -190,9 +190,11 @@ def read(model: type[S], file: str | None, chosen: Mapping[str, Any]) -> S:
 def _file(file: str) -> dict[str, Any]:
     try:
         text = storage.read(file).decode("utf-8")
-        found = tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
+        found = files.of_toml(text) if file.endswith(".toml") else json.loads(text)
     except NotFoundError as error:
         raise SettingsError(f"The settings file {file} is not there.") from error
+    except RecursionError as error:
+        raise SettingsError(f"The settings file {file} is nested too deeply.") from error
     except ValueError as error:
         raise SettingsError(
             f"The settings file {file} must be TOML (.toml) or JSON, but cannot be read: {error}."

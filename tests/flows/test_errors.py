@@ -102,6 +102,17 @@ def test_a_decoder_that_cannot_be_used_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("deep.toml", "a." * 5_000 + "b = 1"), ("deep.json", '{"a":' * 100_000)]
+)
+def test_settings_that_are_nested_too_deeply_are_refused(
+    asked: list[str], tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    ended = clipcap(*asked, "--settings", tmp_path / name)
+    require_block(ended, 2, f"{name} is nested too deeply")
+
+
 def test_every_problem_of_a_label_file_is_told_at_once(asked: list[str], tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text('names = ["cat", "Cat", ""]\ntemplates = ["a photo"]\n')
