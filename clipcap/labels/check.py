@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_LABELS: Final = 100_000
 """The vectors of so many are 200 MB at D = 512, and are compared with every image."""
+MOST_LEVELS: Final = 100
+"""Of a taxonomy; each row names all parents of its label, WordNet has 20."""
 MOST_TEXTS: Final = 2_000_000
 """Labels times words times templates; hours of a CPU with a large text encoder."""
 WAYS_OUT: Final = (
@@ -199,7 +201,7 @@ def _templates(labels: list[_Label], shared: list[tuple[Path, str]]) -> Iterator
 
 
 def _taxonomy(labels: list[_Label]) -> Iterator[tuple[Path, str]]:
-    """Yield parents that are none, circles, and groups with words that nobody would encode."""
+    """Yield parents that are none, circles, depths, groups with words that nobody would encode."""
     by_name = {one.name: one for one in labels}
     parents = {one.parent for one in labels if one.parent != one.name} - {""}
     hints = 0
@@ -219,6 +221,8 @@ def _taxonomy(labels: list[_Label]) -> Iterator[tuple[Path, str]]:
     for circle in _circles(by_name):
         shown = " -> ".join(_shown(name) for name in [*circle, circle[0]][:12])
         yield (*by_name[circle[0]].at, "parent"), f"the parents go in a circle: {shown}"
+    for one in _too_deep(by_name):
+        yield (*one.at, "parent"), f"{_shown(one.name)} has {MOST_LEVELS} labels above it: too many"
 
 
 def _circles(by_name: Mapping[str, _Label]) -> Iterator[list[str]]:
@@ -236,6 +240,17 @@ def _circles(by_name: Mapping[str, _Label]) -> Iterator[list[str]]:
             if len(circle) > 1:
                 yield circle
         done.update(way)
+
+
+def _too_deep(by_name: Mapping[str, _Label]) -> list[_Label]:
+    """Return the labels of the first level that is one too many; a circle has no top."""
+    children: dict[str, list[_Label]] = {}
+    for one in by_name.values():
+        children.setdefault(one.parent, []).append(one)
+    level = [one for one in by_name.values() if one.parent not in by_name]
+    for _ in range(MOST_LEVELS):
+        level = [child for one in level for child in children.get(one.name, ())]
+    return level
 
 
 def _alone(labels: list[_Label], found: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:

@@ -227,6 +227,12 @@ class TestProblems:
             "line 6: the label 's' is its own parent",
         ]
 
+    def test_a_taxonomy_has_few_levels(self, tmp_path: Path) -> None:
+        lines = [f'{{ name = "n{n}", parent = "n{n - 1}" }},' for n in range(1, 3_000)]
+        text = "\n".join(["names = ['n0', 'x',", *lines])
+        assert told(tmp_path, text + "]") == ["line 101: 'n100' has 100 labels above it: too many"]
+        assert told(tmp_path, "\n".join(text.split("\n")[:100]) + "]") == []
+
     @pytest.mark.parametrize("more", ['background = ["dog"]', 'scores = "sigmoid"'])
     def test_one_label_needs_something_to_compare_with(self, tmp_path: Path, more: str) -> None:
         [problem] = told(tmp_path, 'names = ["cat"]')
