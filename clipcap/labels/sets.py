@@ -47,7 +47,7 @@ class Label(Settings):
     """Sentences of its own, or the name of a bundled list; empty: those of the label set."""
     parent: str = ""
     """Name of the label that it is a kind of; empty: it is a kind of nothing here."""
-    threshold: float | None = Field(default=None, ge=0, le=1)
+    threshold: float | None = Field(default=None, ge=0, le=1, strict=True)
     """Lowest score at which it is accepted; the label set's where it is not given."""
 
     _named = field_validator("templates", mode="before")(_as_list)
@@ -79,7 +79,7 @@ class LabelSet(Settings):
     scores: Literal["model", "softmax", "sigmoid"] = "model"
     """How a score is made: `softmax` over the set, `sigmoid` of each label alone; `model`: the
     sigmoid where labels do not exclude each other or the model was trained so, else softmax."""
-    threshold: float | None = Field(default=None, ge=0, le=1)
+    threshold: float | None = Field(default=None, ge=0, le=1, strict=True)
     """Lowest score of an accepted label; the stage's own where it is not given."""
     source: str = ""
     """Where the names come from."""

@@ -202,6 +202,18 @@ class TestProblems:
         assert found[0].startswith("line 1:")
         assert found[-1].startswith("line 21:")
 
+    def test_a_truth_value_or_a_text_is_no_threshold(self, tmp_path: Path) -> None:
+        found = told(
+            tmp_path,
+            'threshold = true\nnames = ["a", "b",\n{ name = "c", threshold = false },\n'
+            '{ name = "d", threshold = "0.5" }, { name = "e", threshold = 1 }]\n',
+        )
+        assert found == [
+            "line 1: `threshold` must be a number from 0 to 1, but is True",
+            "line 3: `names[2].threshold` must be a number from 0 to 1, but is False",
+            "line 4: `names[3].threshold` must be a number from 0 to 1, but is '0.5'",
+        ]
+
     def test_json_has_lines_too(self, tmp_path: Path) -> None:
         text = (
             '{"names": ["a",\n "b", {"name": "c", "parent": "d",\n  "threshold": 2},\n "A"],\n'
