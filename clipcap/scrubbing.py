@@ -33,6 +33,9 @@ _LOG = logging.getLogger(__name__)
 _LIVE: Final = ["image_id", "key", "source_uri", "content_sha256"]
 _READERS: Final = 4  # objects that are held at a time; a tar may have 256 MB
 _DERIVED: Final = ("_index/", "_listings/", "_training/", "_drift/")
+TYPICAL: Final = "_typical_images"
+"""What `choose` and `ask` keep in a folder of the caller's, which may lie in the output, and choose
+anew where it is not there. No `.parquet`: a glob over the folder does not read it."""
 _RECORDS: Final = ("runs/", "shard_runs/", "rejects/")
 """Tables whose rows stay when a text in them says a name: the text goes."""
 _PLACED: Final = ["key", "source_uri"]
@@ -109,7 +112,7 @@ class Walk:
         with self._lock:
             self.size_bytes += info.size_bytes
         needles = self._needles
-        if path.endswith(".parquet"):
+        if path.endswith((".parquet", f"/{TYPICAL}")):
             found = traces.in_parquet(storage.read(info.url), needles)
         elif path.endswith(".tar"):
             found = traces.in_tar(storage.read(info.url), needles, self._live(path, info.url))
@@ -156,7 +159,7 @@ def scrub(path: str, url: str, *, needles: Needles, live: frozenset[str] | None 
         needles: the names.
         live: of a tar, the keys that count, if all others shall go.
     """
-    if path.startswith(_DERIVED):
+    if path.startswith(_DERIVED) or path.endswith(f"/{TYPICAL}"):
         storage.delete(url)
         return "removed"
     if _is_ours(path):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from clipcap import commits, forgotten, layout, manifest, tables
+from clipcap import commits, forgotten, layout, manifest, scrubbing, tables
 from clipcap.commits import Commit, Fingerprint
 from clipcap.models import EncoderRef
 from clipcap.settings import digest
@@ -20,8 +20,8 @@ VERSION: Final = 1
 _SHARDS: Final = 8  # that images are taken from
 
 
-def images(url: str, out: str, ref: EncoderRef, count: int, *, least: int = 0) -> pa.Table:
-    """Return so many rows of an output's embeddings, or all; those at `url` if it has enough.
+def images(folder: str, out: str, ref: EncoderRef, count: int, *, least: int = 0) -> pa.Table:
+    """Return so many rows of an output's embeddings, or all; those kept in a folder if enough.
 
     Where one of them was taken down since, all are chosen anew.
 
@@ -29,6 +29,7 @@ def images(url: str, out: str, ref: EncoderRef, count: int, *, least: int = 0) -
         NotFoundError: a shard is not embedded.
         SettingsError: nobody can say what was taken down.
     """
+    url = f"{folder}/{scrubbing.TYPICAL}"
     recipe = digest(["typical", VERSION, ref.sha256, ref.preprocess_sha256, count])
     found = commits.find(url)
     if found is None or found.recipe != recipe or found.rows < least or _has_gone(found, out):

@@ -46,7 +46,6 @@ VERSION: Final = 1
 """Raised by hand when the meaning of a row changes."""
 UNKNOWN: Final = -1
 """Stands in the counts for images that have no answer."""
-_TYPICAL: Final = "_typical_images"  # no `.parquet`: a glob over the folder does not read it
 _AT_ONCE: Final = 1 << 20  # images times statements that are held at a time
 
 
@@ -246,10 +245,10 @@ class _Work:
     def _typical(self) -> pa.Table | None:
         from clipcap.asking import FEWEST
 
-        url, count = f"{self.folder}/{_TYPICAL}", self.settings.typical
+        count = self.settings.typical
         if count < FEWEST:
             return None
-        found = typical.images(url, self.out, self.ref, count, least=FEWEST)
+        found = typical.images(self.folder, self.out, self.ref, count, least=FEWEST)
         return found if found.num_rows >= FEWEST else None
 
 

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 """Raised by hand when the meaning of a row changes."""
-_TYPICAL: Final = "_typical_images"  # no `.parquet`: a glob over the folder does not read it
 _UNJUDGED: Final = {"review": {"measured": False}}
 _AT_ONCE: Final = 1 << 20  # images times candidates that are held at a time
 
@@ -255,7 +254,7 @@ class _Work:
         count = self.settings.typical
         if self.captioner is None or count == 0:
             return None
-        return typical.images(f"{self.folder}/{_TYPICAL}", self.out, self.ref, count)
+        return typical.images(self.folder, self.out, self.ref, count)
 
 
 def _images(table: pa.Table) -> Images:

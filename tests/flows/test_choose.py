@@ -396,3 +396,15 @@ def test_what_was_taken_down_is_typical_of_nothing(place: Path, tiny: Tiny) -> N
     assert sorted(kept) == sorted({row["key"] for row in rows(place)})
     assert gone not in kept
     assert told(choose(place, tiny, *words))["computed"] == 0
+
+
+def test_a_folder_within_the_output_is_taken_down_with_it(place: Path, tiny: Tiny) -> None:
+    kept = place / "out" / "answers"
+    words = ("--by", "logprob", "--typical", IMAGES, "--to", kept)
+    told(choose(place, tiny, *words))
+    gone = sorted(vectors(place))[IMAGES // 2]
+    ended = clipcap("forget", place / "out", gone, "--yes")
+    assert ended.code == 0, ended.err
+    assert not (kept / "_typical_images").exists()
+    assert told(choose(place, tiny, *words))["computed"] == IMAGES - 1
+    assert clipcap("forget", place / "out", "--yes").code == 0
