@@ -54,10 +54,10 @@ class Dates:
             said.append(found.accepted if found and is_of_all else None)
         return None if None in said[1:] else said[-1]
 
-    def before(self, nights: int) -> list[Summary]:
-        """Return the newest dates to compare with, newest first, back to an accepted beginning."""
+    def before(self, nights: int, last: str) -> list[Summary]:
+        """Return the newest dates up to the last one, newest first, to an accepted beginning."""
         found: list[Summary] = []
-        dates = sorted(self._old, reverse=True)
+        dates = sorted((dt for dt in self._old if dt <= last), reverse=True)
         for dt, stored in ahead.mapped(self._dated, dates, threads=_AHEAD):
             summary = self._whole(dt, stored)
             if summary.accepted == "this-night" or not summary.shards:

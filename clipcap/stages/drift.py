@@ -42,7 +42,7 @@ def compare(night: Night, *, settings: DriftSettings) -> Drift:
     """
     sources = _sources(night)
     dates = Dates(night.run.out, sources)
-    tonight, before = dates.tonight(), dates.before(settings.nights)
+    tonight, before = dates.tonight(), dates.before(settings.nights, night.run.dt)
     now, then = (sum(some, Summary()) for some in (tonight.values(), before))
     found = Drift(
         images=now.taken,

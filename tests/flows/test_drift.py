@@ -263,6 +263,18 @@ def test_as_many_dates_as_wanted_are_compared_and_the_oldest_objects_go(
     assert sorted(summaries(out)) == ["2026-11-02", "2026-11-03"]
 
 
+def test_a_night_that_is_made_up_for_is_not_compared_with_later_dates(
+    source: Path, tmp_path: Path, settings: NightlySettings
+) -> None:
+    out = tmp_path / "out"
+    night(source, out, settings, 1)
+    fill(source, 3, BLUE)
+    night(source, out, with_drift(settings, accept="from-now-on"), 3)
+    fill(source, 2, RED)
+    found = night(source, out, settings, 2)
+    assert (found.nights, found.before, found.level) == (1, IMAGES, "ok")
+
+
 def test_few_images_are_kept_but_not_compared(
     source: Path, tmp_path: Path, settings: NightlySettings
 ) -> None:
