@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipcap import commits, tables
 from clipcap.commits import Commit, Fingerprint
+from clipcap.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,23 @@ def standing(url: str, wanted: Fingerprint) -> Standing:
     if found.fingerprint == wanted.value:
         return Standing(found, found, None)
     return Standing(None, found, tables.read(url))
+
+
+def embedded(url: str, columns: list[str] | None = None) -> pa.Table:
+    """Return the embeddings of a shard, sure that they are finite: NaN would go into every score.
+
+    Raises:
+        NotFoundError: there are none.
+        SettingsError: some are not finite.
+    """
+    table = tables.read(url, columns)
+    for chunk in table["embedding"].chunks:
+        if not np.isfinite(chunk.flatten().to_numpy(zero_copy_only=False)).all():
+            raise SettingsError(
+                f"Every embedding must be of finite numbers, but some in {url} are not. `clipcap "
+                "verify OUT --repair` takes them out; then `clipcap run` embeds them again."
+            )
+    return table
 
 
 def live_rows(table: pa.Table | None, live: pa.Table) -> pa.Table | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from clipcap import commits, forgotten, layout, manifest, scrubbing, tables
+from clipcap import commits, forgotten, layout, manifest, rows, scrubbing, tables
 from clipcap.commits import Commit, Fingerprint
 from clipcap.models import EncoderRef
 from clipcap.settings import digest
@@ -27,7 +27,7 @@ def images(folder: str, out: str, ref: EncoderRef, count: int, *, least: int = 0
 
     Raises:
         NotFoundError: a shard is not embedded.
-        SettingsError: nobody can say what was taken down.
+        SettingsError: nobody can say what was taken down; embeddings are not finite.
     """
     url = f"{folder}/{scrubbing.TYPICAL}"
     recipe = digest(["typical", VERSION, ref.sha256, ref.preprocess_sha256, count])
@@ -53,7 +53,7 @@ def _has_gone(found: Commit, out: str) -> bool:
 def _spread(out: str, ref: EncoderRef, count: int) -> pa.Table:
     some = _evenly(manifest.shards(out), min(_SHARDS, count))
     urls = [layout.embeddings(out, shard, model_id=ref.model_id) for shard in some]
-    parts = [_few(tables.read(url), count) for url in urls]
+    parts = [_few(rows.embedded(url), count) for url in urls]
     shared = [tables.embeddings_schema(ref.dim).empty_table()]
     left = count
     for n, part in enumerate(sorted(parts, key=lambda part: int(part.num_rows))):
@@ -63,8 +63,8 @@ def _spread(out: str, ref: EncoderRef, count: int) -> pa.Table:
 
 
 def _few(table: pa.Table, count: int) -> pa.Table:
-    rows = pa.array(_evenly(range(table.num_rows), count), pa.int64())
-    return table.replace_schema_metadata(None).take(rows)
+    places = pa.array(_evenly(range(table.num_rows), count), pa.int64())
+    return table.replace_schema_metadata(None).take(places)
 
 
 def _evenly(things: Sequence[Any], count: int) -> list[Any]:

@@ -110,7 +110,7 @@ def ask(
 
     Raises:
         SettingsError: no question, one without answers or too long, a captioner that does not fit
-            the encoder, or a folder that holds something else.
+            the encoder, embeddings that are not finite, or a folder that holds something else.
         NotFoundError: there is no image, or a shard is not embedded.
     """
     folder = storage.canonical(folder)
@@ -133,7 +133,7 @@ def _commit(shard: Shard, source: Commit, work: _Work, done: Answers) -> Commit:
     if found.done is not None:
         done.unchanged += 1
         return found.done
-    live = tables.read(source.url)
+    live = rows.embedded(source.url)
     kept = rows.live_rows(found.rows, live)
     todo = rows.missing(live, kept)
     made = rows.joined(kept, work.rows(todo))

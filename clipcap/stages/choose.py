@@ -124,7 +124,7 @@ def _commit(shard: Shard, source: Commit, work: _Work, done: Choices) -> Commit:
     if found.done is not None:
         done.unchanged += 1
         return found.done
-    live = tables.read(source.url)
+    live = rows.embedded(source.url)
     digests = work.digests(live["image_id"].to_pylist())
     offered = live.filter(pc.is_in(live["image_id"], pa.array(digests, pa.string())))
     kept = _of_same_candidates(rows.live_rows(found.rows, offered), digests)

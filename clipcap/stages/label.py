@@ -58,7 +58,7 @@ class _Work:
     @cached_property
     def live(self) -> pa.Table:
         """The embeddings of the shard."""
-        return tables.read(self.source.url, _READ)
+        return rows.embedded(self.source.url, _READ)
 
 
 def label(
@@ -75,7 +75,7 @@ def label(
 
     Raises:
         NotFoundError: the shard is not embedded.
-        SettingsError: the embeddings are of other weights than the encoder asked for.
+        SettingsError: the embeddings are of other weights than the encoder's, or not finite.
     """
     ref = embedding.reference(encoder)
     source = embedding.current(shard, ref, out=run.out)

@@ -268,6 +268,36 @@ def test_below_the_threshold_there_is_no_answer(place: Path, tiny: Tiny) -> None
     assert not any(row["accepted"] for row in rows(place / "to"))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_embeddings_that_are_not_finite_are_refused_and_can_be_mended(
+    place: Path, tiny: Tiny, bad: float
+) -> None:
+    """NaN would be the score of every label and answer of such an image, without a word."""
+    out = place / "out"
+    shutil.rmtree(out)
+    night(place / "in", out, tiny)
+    path = sorted((out / "embeddings").rglob("*.parquet"))[0]
+    table = tables.read(str(path))
+    vector_BD = tables.vectors(table)
+    vector_BD[1, 3] = bad
+    field = table.schema.field("embedding")
+    flat = pa.array(vector_BD.ravel().astype(np.float16))
+    broken = pa.FixedSizeListArray.from_arrays(flat, vector_BD.shape[1]).cast(field.type)
+    at = table.schema.get_field_index("embedding")
+    footer = {name: text for name, text in tables.metadata(table).items() if name != "contract"}
+    path.write_bytes(tables.to_bytes(table.set_column(at, field, broken), footer))
+    shutil.rmtree(out / "labels")
+
+    labelled = clipcap("label", out, "--model", tiny.encoder.model, "--label-set", tiny.label_set)
+    for ended in (labelled, ask(place, tiny, *COLOURED)):
+        assert ended.code == 2
+        assert f"{path} are not. `clipcap verify OUT --repair`" in ended.err
+    assert not list((place / "to").rglob("*.parquet"))
+    clipcap("verify", out, "--repair")
+    night(place / "in", out, tiny, dt="2026-11-21")
+    assert told(ask(place, tiny, *COLOURED))["computed"] == IMAGES
+
+
 # --- what is there already ------------------------------------------------------------------------
 
 
