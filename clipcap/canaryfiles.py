@@ -5,8 +5,6 @@ CSV, JSON (a list of objects) or Parquet, written by hand; every problem is told
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipcap import storage
+from clipcap import csvrows, storage
 from clipcap.errors import NotFoundError, SettingsError
 from clipcap.labels import bank
 from clipcap.metadata import BROKEN
@@ -86,7 +84,7 @@ def _rows(file: str, data: bytes) -> list[dict[str, str]]:
     elif data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"[", b"{")):
         found = json.loads(data.decode("utf-8-sig"))
     else:
-        lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        lines = csvrows.records(data.decode("utf-8-sig"))
         found = [{name: cell for name, cell in row.items() if cell is not None} for row in lines]
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise ValueError("it is no list of objects")

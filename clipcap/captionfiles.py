@@ -8,20 +8,17 @@ known by `image_id`, key, address or, where it is of one image, file name; never
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipcap import storage, tartexts
+from clipcap import csvrows, storage, tartexts
 from clipcap.errors import SettingsError
 from clipcap.imagenames import Names
 from clipcap.sample import caption_text
@@ -38,7 +35,7 @@ _FLICKR: Final = re.compile(r"(.+)#\d+\t(.*)")  # 1000268201_693b08cb0e.jpg#0	A 
 KINDS: Final = "category"  # of labels; who asks for it means COCO's objects, not its captions
 PICKLE: Final = b"\x80"  # how a pickle begins
 MALFORMED: Final = (  # what is raised of a file that is of none of the forms
-    *(pa.ArrowException, OSError, ValueError, LookupError, TypeError, csv.Error),
+    *(pa.ArrowException, OSError, ValueError, LookupError, TypeError),
     *(AttributeError, RecursionError),  # JSON of other things than rows, or 1,000 levels deep
 )
 
@@ -265,11 +262,7 @@ def _of_text(text: str, told: Sequence[str]) -> Told:
             raise ValueError(f"a line of {len(bad)} columns, not caption and address: {shown!r}")
         return [(address.strip(), caption) for caption, address in cells]
     delimiter = max(_DELIMITERS, key=first.count)
-    lines_of = partial(csv.reader, io.StringIO(text, newline=""), delimiter=delimiter)
-    quoted = delimiter in ",;"
-    rows = lines_of() if quoted else lines_of(quoting=csv.QUOTE_NONE)
-    names = next(rows, [])
-    body = [row for row in rows if row]
+    names, *body = csvrows.cells(text, delimiter, quoted=delimiter in ",;") or [[]]
 
     def column(name: str) -> list[str | None]:
         at = names.index(name)
@@ -282,7 +275,7 @@ def is_known(line: str) -> bool:
     """Tell whether a text that begins with this line names images beside captions."""
     try:
         _of_text(line, _TEXTS)
-    except (ValueError, LookupError, csv.Error):
+    except (ValueError, LookupError):
         return False
     return True
 

@@ -7,9 +7,7 @@ with one of captioners only for that captioner. `FROM review_queue` has both.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipcap import captionfiles, imagenames, storage
+from clipcap import captionfiles, csvrows, imagenames, storage
 from clipcap.errors import SettingsError
 
 _LABELS: Final = ("label", "judgement", "judgment", "verdict", "rating", "good", "correct")
@@ -113,7 +111,7 @@ def _parsed(data: bytes, url: str) -> list[dict[str, Any]]:
     try:
         rows = _rows(data)
         return [{str(name).strip().lower(): cell for name, cell in row.items()} for row in rows]
-    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"The labels in {url} must be a table: Parquet, CSV or TSV in UTF-8, or a JSON list of "
             f"objects, but cannot be read so: {error}."
@@ -128,7 +126,7 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
     if text.lstrip()[:1] == "[":
         return list(json.loads(text))
     delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    return csvrows.records(text, delimiter)
 
 
 def _column(rows: list[dict[str, Any]], usual: tuple[str, ...], url: str) -> str:

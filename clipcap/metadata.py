@@ -5,8 +5,6 @@ Also what a caption looks like in a table: text, a list of it, or a struct with 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -14,11 +12,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipcap import csvrows
 from clipcap.sample import caption_text
 
 NAMES: Final = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 MOST_BYTES: Final = 2**28  # ten million short captions
-BROKEN: Final = (ValueError, OSError, csv.Error, RecursionError, pa.ArrowException)
+BROKEN: Final = (ValueError, OSError, RecursionError, pa.ArrowException)
 """What reading a file raises that is no such table."""
 _FILE: Final = "file_name"
 _COLUMNS: Final = ("caption", "captions", "text", "texts", "sentence", "sentences", "description")
@@ -72,7 +71,7 @@ def _rows(name: str, data: bytes) -> Iterator[Mapping[str, Any]]:
         return
     text = data.decode("utf-8-sig")
     if ending == "csv":
-        yield from csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        yield from csvrows.records(text)
         return
     for line in text.split("\n"):  # a caption may hold other ends of lines, such as U+2028
         row = json.loads(line) if line.strip() else {}

@@ -8,8 +8,6 @@ done when images are captioned.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcap import captionfiles, embedding, manifest, oldpickles, storage, tables
+from clipcap import captionfiles, csvrows, embedding, manifest, oldpickles, storage, tables
 from clipcap.errors import SettingsError
 from clipcap.sample import caption_text
 from clipcap.settings import digest
@@ -72,8 +70,15 @@ def _said(url: str) -> Iterable[str]:
     if captionfiles.is_known(first):
         return _of_captions(url)
     if first.lower() in _HEADERS:  # a table of nothing else
-        return [row[0] for row in csv.reader(io.StringIO(text, newline="")) if row][1:]
+        return _column(text, url)
     return re.split(r"\r\n|\r|\n", text)
+
+
+def _column(text: str, url: str) -> list[str]:
+    try:
+        return [row[0] for row in csvrows.cells(text)[1:]]
+    except ValueError as error:
+        raise SettingsError(f"The texts in {url} cannot be read as CSV: {error}.") from error
 
 
 def _strings(text: str) -> list[str]:

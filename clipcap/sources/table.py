@@ -13,8 +13,6 @@ names another kind of store, through which any machine could be reached.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -23,7 +21,7 @@ from urllib.parse import urljoin
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipcap import ahead, storage
+from clipcap import ahead, csvrows, storage
 from clipcap import settings as base
 from clipcap.errors import NotFoundError, SettingsError, StorageError, TransientStorageError
 from clipcap.registry import unknown
@@ -211,7 +209,7 @@ def _columns(url: str, settings: Settings) -> tuple[list[Any], list[Any]]:
             )
         cells = cells_of(url_column)
         texts = cells_of(caption_column) if caption_column else [None] * len(cells)
-    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise SettingsError(
             f"The table {url} must be Parquet, or CSV or TSV in UTF-8, but cannot be read: {error}."
         ) from error
@@ -271,16 +269,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _text(data: bytes) -> _Table:
-    """Read text; a quote that is not closed where its cell ends would swallow the rows behind."""
     text = data.decode("utf-8-sig")
     header_line = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=header_line.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        names, body = next(rows, []), [row for row in rows if row]
-    except csv.Error as error:
-        hint = "a quote within a quoted cell must be doubled"
-        raise csv.Error(f"line {rows.line_num}: {error} ({hint})") from error
+    names, *body = csvrows.cells(text, delimiter) or [[]]
 
     def cells(name: str) -> list[str | None]:
         at = names.index(name)
