@@ -75,8 +75,9 @@ def _said(url: str) -> Iterable[str]:
 
 
 def _column(text: str, url: str) -> list[str]:
+    """Return the cells of a table of one column, where a comma without quotes parts nothing."""
     try:
-        return [row[0] for row in csvrows.cells(text)[1:]]
+        return [",".join(row) for row in csvrows.cells(text)[1:]]
     except ValueError as error:
         raise SettingsError(f"The texts in {url} cannot be read as CSV: {error}.") from error
 

@@ -57,6 +57,7 @@ WANTED = ["a cat.", "two dogs, one ball."]
         ("captions.txt", 'image,caption\n1.jpg,a cat.\n2.jpg,"two dogs, one ball."\n'),
         ("conceptual.tsv", "a cat.\thttps://x.org/1\ntwo dogs, one ball.\thttps://x.org/2\n"),
         ("alone.csv", 'caption\na cat.\n"two dogs, one ball."\n'),
+        ("bare.csv", "caption\na cat.\ntwo dogs, one ball.\n"),
         ("list.json", json.dumps(WANTED)),
         ("names.json", json.dumps({"1.jpg": WANTED})),
         (
