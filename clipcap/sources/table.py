@@ -14,33 +14,29 @@ names another kind of store, through which any machine could be reached.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Final
 from urllib.parse import urljoin
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipcap import ahead, csvrows, storage
+from clipcap import addressrows, ahead, scratch, storage, tables
 from clipcap import settings as base
 from clipcap.errors import NotFoundError, SettingsError, StorageError, TransientStorageError
-from clipcap.registry import unknown
 from clipcap.sample import Bytes, Sample
+from clipcap.scratch import Scratch, ScratchSettings
 from clipcap.settings import digest
 
 _LOG = logging.getLogger(__name__)
-_URL_COLUMNS: Final = (
-    *("url", "uri", "image_url", "image_uri", "img_url", "source_uri"),
-    *("image", "image_path", "path", "file_path", "filepath", "file_name", "filename", "file"),
-)
-_CAPTION_COLUMNS: Final = ("caption", "captions", "text")
-_DELIMITERS: Final = ",\t;"
 _WEB: Final = ("http://", "https://")
 _STRANGERS: Final = storage.page_form()  # with an address that is no page: is refused
 _STORES: Final = ("http", "https", "s3", "s3a", "gs", "az")  # that every machine reaches alike
 
-_Table = tuple[list[str], Callable[[str], list[Any]]]
-"""The names of the columns, and what gives the cells of one."""
+_ROWS: Final = pa.schema([("uri", pa.string()), ("captions", tables.STRINGS)])
+_BY_ADDRESS: Final = "SELECT uri, captions FROM found ORDER BY uri, n"
 
 
 class Settings(base.Settings):
@@ -65,6 +61,8 @@ class Settings(base.Settings):
     take hours before the first image is read. A page whose server does not answer or does not tell
     a version has that of its row: it is read again if it was told one the night before.
     """
+    scratch: ScratchSettings = ScratchSettings()
+    """What bringing the rows of one address together may take of the machine."""
 
 
 def samples(settings: Settings) -> Iterator[Sample]:
@@ -74,22 +72,45 @@ def samples(settings: Settings) -> Iterator[Sample]:
         StorageError: the table cannot be read, or a store of its rows does not answer.
         SettingsError: it is no table, lacks the column, or has no usable address at all.
     """
+
+    def looked_at(found: tuple[str, tuple[str, ...]]) -> Sample:
+        return _sample(*found, settings)
+
+    with scratch.opened(settings.scratch) as place:
+        found = place.spool("found", _ROWS)
+        found.extend(_rows(settings, place.folder))
+        found.close()
+        place.insert("CREATE TABLE found AS FROM incoming", found.read())
+        yield from ahead.mapped(looked_at, _by_address(place), threads=storage.IN_FLIGHT)
+
+
+def _rows(settings: Settings, folder: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the address of every row, or what stands for it, and its captions."""
     table_url = storage.canonical(settings.url)
-    cells, texts = _columns(table_url, settings)
-    folder = storage.canonical(settings.base) if settings.base else _folder(table_url)
-    captions: dict[str, list[str]] = {}
-    rows_without = 0
-    for number, (cell, text) in enumerate(zip(cells, texts, strict=True), start=1):
-        uri = _resolved(cell, folder)
-        rows_without += uri is None
-        captions.setdefault(uri or f"{table_url}#row={number}", []).extend(_captions(text))
+    start = storage.canonical(settings.base) if settings.base else _folder(table_url)
+    asked = (settings.url_column, settings.caption_column)
+    rows = rows_without = 0
+    for cells, texts in addressrows.batches(table_url, asked=asked, folder=folder):
+        uris = [_resolved(cell, start) for cell in cells]
+        rows_without += uris.count(None)
+        named = [
+            uri or f"{table_url}#row={number}" for number, uri in enumerate(uris, start=rows + 1)
+        ]
+        rows += len(uris)
+        yield pa.record_batch([named, [_captions(text) for text in texts]], schema=_ROWS)
     if rows_without:
-        _require_some(rows_without, len(cells), table_url)
+        _require_some(rows_without, rows, table_url)
 
-    def looked_at(uri: str) -> Sample:
-        return _sample(uri, tuple(dict.fromkeys(captions[uri])), settings)
 
-    yield from ahead.mapped(looked_at, sorted(captions), threads=storage.IN_FLIGHT)
+def _by_address(place: Scratch) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield every address once, sorted, with the captions of its rows in their order."""
+    rows = (
+        row
+        for batch in place.batches(_BY_ADDRESS)
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    )
+    for uri, alike in groupby(rows, key=itemgetter(0)):
+        yield uri, tuple(dict.fromkeys(text for _, texts in alike for text in texts))
 
 
 def _require_some(rows_without: int, rows: int, url: str) -> None:
@@ -193,89 +214,3 @@ def _resolved(cell: object, folder: str) -> str | None:
 def _captions(cell: object) -> list[str]:
     found = cell if isinstance(cell, list) else [cell]
     return [text for text in (str(one).strip() for one in found if one is not None) if text]
-
-
-def _columns(url: str, settings: Settings) -> tuple[list[Any], list[Any]]:
-    """Return the cells with addresses and those with captions, row by row."""
-    data = storage.read(url)
-    try:
-        names, cells_of = _parquet(data) if data.startswith(b"PAR1") else _text(data)
-        url_column = _column(names, settings.url_column, _URL_COLUMNS)
-        caption_column = _column(names, settings.caption_column, _CAPTION_COLUMNS)
-        if not url_column:
-            raise SettingsError(
-                f"The table {url} must have a column of addresses, but has only: {_listed(names)}. "
-                f"{_hint(data)}"
-            )
-        cells = cells_of(url_column)
-        texts = cells_of(caption_column) if caption_column else [None] * len(cells)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SettingsError(
-            f"The table {url} must be Parquet, or CSV or TSV in UTF-8, but cannot be read: {error}."
-        ) from error
-    wrong = next((cell for cell in cells if not isinstance(cell, str | None)), None)
-    if wrong is not None:
-        raise SettingsError(
-            f"The column {url_column!r} of {url} must hold text, but holds {type(wrong).__name__}. "
-            f"Columns: {_listed(names)}."
-        )
-    return cells, texts
-
-
-def _hint(data: bytes) -> str:
-    """Say what to do with a table without a known column of addresses."""
-    if data.startswith(b"PAR1"):
-        images = [
-            field.name[:80]
-            for field in pq.read_schema(pa.BufferReader(data))
-            if pa.types.is_struct(field.type)
-            and {"bytes", "path"} <= {part.name for part in field.type}
-        ]
-        if images:
-            return (
-                f"Its column {images[0]!r} holds the images themselves: read it with kind "
-                "huggingface (--kind huggingface)."
-            )
-    return "Say which one it is: url_column."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(name[:80] for name in names[:40]) or "none"
-
-
-def _column(names: Sequence[str], asked: str, usual: Sequence[str]) -> str:
-    """Return the column that was asked for, or the first usual one, or "".
-
-    Raises:
-        SettingsError: the one asked for is not there; says which are.
-    """
-    if asked and asked not in names:
-        raise SettingsError(unknown("column of text", asked, [name[:80] for name in names[:40]]))
-    by_lower = {name.strip().lower(): name for name in reversed(names)}
-    return asked or next((by_lower[name] for name in usual if name in by_lower), "")
-
-
-def _parquet(data: bytes) -> _Table:
-    """Read the columns of text only, and of those one at a time: others may hold the images."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    names = [field.name for field in file.schema_arrow if _is_text(field.type)]
-    return names, lambda name: file.read(columns=[name]).column(0).to_pylist()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null())
-
-
-def _text(data: bytes) -> _Table:
-    text = data.decode("utf-8-sig")
-    header_line = text.partition("\n")[0]
-    delimiter = max(_DELIMITERS, key=header_line.count)
-    names, *body = csvrows.cells(text, delimiter) or [[]]
-
-    def cells(name: str) -> list[str | None]:
-        at = names.index(name)
-        return [row[at] if at < len(row) else None for row in body]
-
-    return names, cells

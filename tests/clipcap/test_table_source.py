@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcap import storage
+from clipcap import addressrows, scratch, storage
 from clipcap.errors import (
     AccessDeniedError,
     ImageError,
     NotFoundError,
     SettingsError,
     StorageError,
+    TransientStorageError,
 )
 from clipcap.images import ImageSettings
 from clipcap.packed import Reader
@@ -264,6 +266,56 @@ class TestRows:
         uris = [sample.source_uri for sample in found]
         assert uris == sorted(set(uris))
 
+    @pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
+    def test_no_more_is_held_of_many_rows_than_of_few(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(addressrows, "_ROWS", 200)
+        monkeypatch.setattr(scratch, "ROWS", 200)
+
+        def peak(rows: int) -> int:
+            numbers = range(rows)
+            columns = {
+                "url": [f"http://h.example/{n * 7919 % rows}.png" for n in numbers],
+                "caption": [f"{n} {'words ' * 50}" for n in numbers],
+            }
+            found = pd.DataFrame(columns)
+            if name.endswith(".csv"):
+                found.to_csv(tmp_path / name, index=False)
+            else:
+                found.to_parquet(tmp_path / name, row_group_size=rows)
+            settings = table.Settings(url=str(tmp_path / name))
+            tracemalloc.start()
+            assert sum(1 for _ in table.samples(settings)) == rows
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            return most
+
+        peak(400)  # what is made once for all
+        assert peak(8_000) < 1.5 * peak(800)
+
+    def test_rows_of_one_address_may_lie_far_apart(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(addressrows, "_ROWS", 7)
+        monkeypatch.setattr(scratch, "ROWS", 5)
+        rows = "".join(f"http://h.example/{n % 10}.png,{n // 20}\n" for n in range(100))
+        found = listed(written(tmp_path, f"url,caption\n{rows},nobody's\n"))
+        assert [one.captions for one in found[1:]] == [tuple("01234")] * 10
+        assert found[0].source_uri.endswith("t.csv#row=101")
+
+    def test_text_that_is_none_is_told_by_the_line_before_it(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_bytes(b"url\n" + b"a.png\n" * 9_999 + b"\xff.png\n")
+        with pytest.raises(SettingsError, match=r"UTF-8, .* after line [89]\d{3}: invalid start"):
+            listed(tmp_path / "t.csv")
+
+    def test_a_line_without_end_is_not_read_to_its_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(addressrows, "_LINE", 1_000)
+        with pytest.raises(SettingsError, match="a line has 1000 characters or more"):
+            listed(written(tmp_path, "url,n\n" + "a.png," * 1_000))
+
 
 class TestWeb:
     """Pages are read, but not looked at while listing."""
@@ -276,6 +328,14 @@ class TestWeb:
         assert [type(bytes_or_error(sample)) for sample in first] == [AccessDeniedError] * 2
         found = listed(f"{web.url}/t.csv", private_addresses=True)
         assert [bytes_or_error(sample) for sample in found] == [picture(0), picture(1)]
+
+    def test_a_server_that_is_busy_for_a_moment_is_asked_again(self, web: Server) -> None:
+        web.pages["/t.csv"] = b"url\na.png\n"
+        web.replies["/t.csv"] = [Reply(503)] * 2
+        assert len(listed(f"{web.url}/t.csv")) == 1
+        web.replies["/t.csv"] = [Reply(503)] * 3
+        with pytest.raises(TransientStorageError):
+            listed(f"{web.url}/t.csv")
 
     def test_a_changed_row_is_another_version_of_its_page_alone(self, web: Server) -> None:
         web.pages["/t.csv"] = b"url,caption\na.png,a cat\nb.png,a dog\n"
