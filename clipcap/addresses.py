@@ -3,7 +3,8 @@
 A table of addresses comes from strangers, and this machine may reach what they cannot: its own
 services, the machines beside it, what a cloud tells whoever asks 169.254.169.254. So
 names are looked up here, every address found must belong to the public internet, and the
-connection goes to that very address; a second look-up could be answered in another way.
+connection goes to that very address; a second look-up could be answered in another way. Where
+private addresses are allowed, those are not at which a cloud gives its machines their keys.
 """
 
 from __future__ import annotations
@@ -32,18 +33,36 @@ _NOBODY: Final = tuple(
     for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")
 )
 
+_KEYS: Final = tuple(
+    ip_network(text)  # the local link, and where AWS, Google, Alibaba, Oracle and Azure are beside
+    for text in (
+        *("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32"),
+        *("100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"),
+    )
+)
+
 
 def is_public(text: str) -> bool:
     """Tell whether an IP address is one machine's on the public internet, in whatever disguise."""
-    address: IPv4Address | IPv6Address = ip_address(text.partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    elif isinstance(address, IPv6Address) and address in _NAT64:
-        address = IPv4Address(int(address) & 0xFFFFFFFF)
+    address = _undisguised(text)
     if isinstance(address, IPv6Address) and address not in _UNICAST:
         return False
-    is_nobodys = any(address in network for network in _NOBODY)
+    is_nobodys = any(address in network for network in (*_NOBODY, *_KEYS))
     return address.is_global and not address.is_multicast and not is_nobodys
+
+
+def has_keys(text: str) -> bool:
+    """Tell whether an IP address is of the local link, or one where clouds give out keys."""
+    return any(_undisguised(text) in network for network in _KEYS)
+
+
+def _undisguised(text: str) -> IPv4Address | IPv6Address:
+    address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    if isinstance(address, IPv6Address) and address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
 
 
 def lookup(host: str, port: int) -> list[str]:
@@ -60,7 +79,11 @@ def lookup(host: str, port: int) -> list[str]:
 
 
 class Guard(wire.Backend):
-    """Opens connections to public addresses alone."""
+    """Opens connections to public addresses alone, or to private ones that have no keys too."""
+
+    def __init__(self, *, private: bool = False) -> None:
+        super().__init__()
+        self._private = private
 
     def connect_tcp(
         self,
@@ -70,13 +93,15 @@ class Guard(wire.Backend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Connect to the first address of a host that answers, if all of them are public.
+        """Connect to the first address of a host that answers, if all of them are allowed.
 
         Raises:
             Refusal: one of them is not.
         """
         found = lookup(host, port)
-        if not all(map(is_public, found)):
+        if any(map(has_keys, found)):
+            raise Refusal(NOT_PUBLIC, said="Not even `private_addresses` allows one of keys.")
+        if not self._private and not all(map(is_public, found)):
             raise Refusal(NOT_PUBLIC)
         for address in found[:-1]:
             try:

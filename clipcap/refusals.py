@@ -109,7 +109,7 @@ def _of_store(url: str, where: str, error: Refusal) -> StorageError:
     if error.status == NOT_PUBLIC:
         return AccessDeniedError(
             f"{where}: access denied: it leads to an address that is not of the public web. "
-            "`private_addresses` in the options of the source allows it."
+            f"{error.said or '`private_addresses` in the options of the source allows it.'}"
         )
     if error.is_one_of(_OTHER_TIME):
         return AccessDeniedError(

@@ -37,6 +37,8 @@ class Policy:
     """Addresses that are not public too; a public one never leads on to one of them."""
     honour_opt_out: bool = True
     """Refuse pages whose headers forbid it."""
+    given: bool = False
+    """By a person: the address itself, not where it leads, may be any."""
 
     @property
     def form(self) -> Form:
@@ -56,7 +58,7 @@ class Policy:
         return cls("private" in words, "any" not in words)
 
 
-TRUSTED: Final = Policy(private=True, honour_opt_out=False)
+TRUSTED: Final = Policy(private=True, honour_opt_out=False, given=True)
 """For an address that the operator gave, and not a table."""
 
 
@@ -167,14 +169,15 @@ class WebPlace:
     ) -> Iterator[httpcore.Response]:
         """Give the answer that the redirects lead to, if it is one of the wanted kind."""
         url, private = self.url, self.policy.private
-        for _ in range(_REDIRECTS + 1):
+        for followed in range(_REDIRECTS + 1):
             parts = pages.parts_of(url)
             private = private and not all(
                 map(addresses.is_public, addresses.lookup(parts.hostname or "", parts.port or 0))
             )
             with _HOSTS.turn(parts.scheme, parts.netloc, is_trusted=self.policy == TRUSTED):
                 request = pages.request(method, parts, headers)
-                with wire.exchange(_connections(private), request, until=until) as response:
+                connections = _connections(private, self.policy.given and not followed)
+                with wire.exchange(connections, request, until=until) as response:
                     location = wire.headers_of(response).get("location", "")
                     if not (300 <= response.status < 400 and location):
                         self._judge(response, method, headers.get("range", ""))
@@ -200,9 +203,9 @@ class WebPlace:
 _HOSTS: Final = addresses.Hosts()
 
 
-@lru_cache(maxsize=2)
-def _connections(private: bool) -> httpcore.ConnectionPool:  # noqa: FBT001 - the key of a cache
-    return wire.pool(wire.Backend() if private else addresses.Guard())
+@lru_cache(maxsize=4)
+def _connections(private: bool, given: bool) -> httpcore.ConnectionPool:  # noqa: FBT001 - keys
+    return wire.pool(wire.Backend() if private and given else addresses.Guard(private=private))
 
 
 def _forget() -> None:

@@ -166,6 +166,45 @@ def test_private_pages_are_read_where_that_is_allowed(web: Server) -> None:
     assert storage.read_page(f"{web.url}/b", HERE, MOST) == b"0123456789"
 
 
+KEYS = [
+    *("169.254.169.254", "169.254.170.2", "[fd00:ec2::254]", "[fd20:ce::254]", "[fe80::1]"),
+    *("[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "2852039166"),
+    *("100.100.100.200", "192.0.0.192", "168.63.129.16"),
+]
+
+
+@pytest.mark.parametrize("host", KEYS)
+@pytest.mark.parametrize("form", [HERE, "web-private-any"])
+def test_no_row_names_the_keys_of_a_cloud_where_private_addresses_are_allowed(
+    monkeypatch: pytest.MonkeyPatch, host: str, form: Form
+) -> None:
+    tried = connections(monkeypatch)
+    url = f"http://{host}/latest/"
+    for call in (lambda: storage.read_page(url, form, MOST), lambda: storage.look(url, form)):
+        with pytest.raises(AccessDeniedError, match="Not even `private_addresses`"):
+            call()
+    assert tried == []
+
+
+@pytest.mark.parametrize("host", KEYS)
+def test_nothing_leads_on_to_the_keys_of_a_cloud(web: Server, host: str) -> None:
+    """Neither a row of a private address, nor what a person gave."""
+    web.replies["/b"] = [Reply(302, {"Location": f"http://{host}/latest/"})] * 2
+    url = f"{web.url}/b"
+    with pytest.raises(AccessDeniedError, match="Not even `private_addresses`"):
+        storage.read_page(url, HERE, MOST)
+    with pytest.raises(AccessDeniedError, match="Not even `private_addresses`"):
+        storage.read(url)
+    assert web.asked == ["GET /b"] * 2
+
+
+def test_a_person_may_give_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = connections(monkeypatch)
+    with pytest.raises(TransientStorageError):
+        storage.read("http://169.254.0.7/t.csv")
+    assert set(tried) == {("169.254.0.7", 80)}
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 @pytest.mark.parametrize("name", ["safe.test", "other.test"])
 def test_a_certificate_is_held_against_the_name_and_not_the_address(
