@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import attrgetter
@@ -49,7 +49,7 @@ class Place:
                 yield found
 
 
-def place(url: str, *, leave_out: str = "", ending: str = "") -> Place:
+def place(url: str, *, leave_out: str | Sequence[str] = (), ending: str = "") -> Place:
     """Return what lies in a folder, or what a pattern (`*` crosses folders) or one URL stands for.
 
     With an `ending` (`.zip`, in small letters) no other objects, nor those that the pattern leaves
@@ -64,13 +64,13 @@ def place(url: str, *, leave_out: str = "", ending: str = "") -> Place:
     glob = re.search(r"[*?[]", url)
     folder = url[: url.rfind("/", 0, glob.start()) + 1] if glob else url
     root = storage.canonical(folder or ".")
-    left_out = f"{storage.canonical(leave_out)}/" if leave_out else ""
+    left_out = storage.prefixes(leave_out)
     pattern = url[len(folder) :] if glob else "*"
     objects = _ending_so(root, pattern, ending) if ending else storage.list_objects(root)
     return Place(
         root,
         pattern,
-        tuple(one for one in objects if not left_out or not one.url.startswith(left_out)),
+        tuple(one for one in objects if not one.url.startswith(left_out)),
     )
 
 
@@ -85,7 +85,7 @@ def _ending_so(root: str, pattern: str, ending: str) -> list[ObjectInfo]:
     return sorted(found, key=attrgetter("url"))
 
 
-def archives(url: str, ending: str, *, leave_out: str = "") -> list[ObjectInfo]:
+def archives(url: str, ending: str, *, leave_out: str | Sequence[str] = ()) -> list[ObjectInfo]:
     """Return the archives of one kind (`ending` is `.zip`, ...) at an address, sorted by their URI.
 
     Raises:

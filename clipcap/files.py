@@ -77,8 +77,8 @@ class FileSettings(base.Settings):
 
     glob: str = ""
     """Keep only files whose path below it matches, such as `2026/*.jpg`; `*` crosses folders."""
-    leave_out: str = ""
-    """URL of a folder below the source that is not looked at: the output, where it lies inside."""
+    leave_out: str | tuple[str, ...] = ()
+    """URLs of folders below the source that are not looked at; an output inside of it never is."""
     sidecars: bool = True
     """Keep `.txt` and `.json` files beside an image (`cat.jpg`: `cat.txt` or `cat.jpg.txt`)."""
     captions: str = ""
@@ -117,8 +117,7 @@ def _looked_at(batch: pa.RecordBatch, chosen: FileSettings) -> pa.RecordBatch:
     dropped = pc.or_(*(pc.ends_with(url, ending) for ending in OURS))
     if chosen.captions:
         dropped = pc.or_(dropped, pc.equal(url, storage.canonical(chosen.captions)))
-    if chosen.leave_out:
-        below = f"{storage.canonical(chosen.leave_out)}/"
+    for below in storage.prefixes(chosen.leave_out):
         dropped = pc.or_(dropped, pc.starts_with(url, below))
     archived = (
         batch["archived"]

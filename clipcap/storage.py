@@ -23,7 +23,7 @@ from clipcap.errors import AccessDeniedError, NotFoundError
 from clipcap.objects import LISTED, ObjectInfo, Part, Place, Unfinished, rows_of
 from clipcap.refusals import translated
 from clipcap.sample import Form
-from clipcap.urls import canonical, local_path, name_below
+from clipcap.urls import canonical, local_path, name_below, prefixes
 
 __all__ = [
     "LISTED",
@@ -33,6 +33,7 @@ __all__ = [
     "canonical",
     "local_path",
     "name_below",
+    "prefixes",
     "without_credentials",
 ]  # and what is defined below
 

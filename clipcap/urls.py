@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -78,3 +79,9 @@ def name_below(url: str, folder: str) -> str:
     """Return an object's path below a folder as a person would write it (both URLs canonical)."""
     name = url.removeprefix(folder).lstrip("/")
     return os.fsdecode(unquote_to_bytes(name)) if url.startswith("file://") else name
+
+
+def prefixes(folders: str | Sequence[str]) -> tuple[str, ...]:
+    """Return what canonical URLs begin with that lie below a folder, or below one of several."""
+    several = (folders,) if isinstance(folders, str) else folders
+    return tuple(f"{canonical(one)}/" for one in several if one)

@@ -52,8 +52,8 @@ class Settings(base.Settings):
     """Column with the images; empty: `image`, `img` or the like, else the first that holds some."""
     caption_column: str = ""
     """Column with a caption or a list of them; empty: caption, captions, text, sentences, ..."""
-    leave_out: str = ""
-    """URL of a folder below the source that is not looked at: the output, where it lies inside."""
+    leave_out: str | tuple[str, ...] = ()
+    """URLs of folders below the source that are not looked at; an output inside of it never is."""
     honour_opt_out: bool = True
     """Reject pages with `X-Robots-Tag: noai`, `noimageai`, `noindex` or `noimageindex`."""
     private_addresses: bool = False

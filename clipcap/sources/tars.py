@@ -46,8 +46,8 @@ class Settings(base.Settings):
 
     url: str
     """A `.tar`, a folder of them, or a pattern: `s3://bucket/tars/*.tar`; `*` crosses folders."""
-    leave_out: str = ""
-    """URL of a folder below the source that is not looked at: the output, where it lies inside."""
+    leave_out: str | tuple[str, ...] = ()
+    """URLs of folders below the source that are not looked at; an output inside of it never is."""
 
 
 class _TarError(ClipcapError):

@@ -33,8 +33,8 @@ class Settings(base.Settings):
 
     url: str
     """A `.zip`, a folder of them, or a pattern: `s3://bucket/zips/*.zip`; `*` crosses folders."""
-    leave_out: str = ""
-    """URL of a folder below the source that is not looked at: the output, where it lies inside."""
+    leave_out: str | tuple[str, ...] = ()
+    """URLs of folders below the source that are not looked at; an output inside of it never is."""
 
 
 def containers(settings: Settings) -> list[ObjectInfo]:

@@ -138,9 +138,11 @@ def _source(source: str, *, run: Run, settings: ShardSettings) -> tuple[ModuleTy
     options: dict[str, Any] = {"url": source, **settings.options}
     if settings.only:
         options["only"] = settings.only
-    for name, own in (("leave_out", run.out), ("scratch", settings.scratch)):
-        if name in module.Settings.model_fields:
-            options.setdefault(name, own)
+    if "scratch" in module.Settings.model_fields:
+        options.setdefault("scratch", settings.scratch)
+    if "leave_out" in module.Settings.model_fields:
+        more = options.get("leave_out", ())
+        options["leave_out"] = [run.out, *(more if isinstance(more, list | tuple) else [more])]
     try:
         return module, module.Settings(**options)
     except ValidationError as error:

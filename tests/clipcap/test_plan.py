@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipcap import files, index, manifest, plans, scratch, shards, storage
-from clipcap.errors import SettingsError, TransientStorageError
+from clipcap import files, index, manifest, plans, registry, scratch, shards, storage
+from clipcap.errors import NotFoundError, SettingsError, TransientStorageError
 from clipcap.layout import Run
 from clipcap.planning import PackSettings
 from clipcap.scratch import ScratchSettings
@@ -69,6 +69,27 @@ def inventory_of(source: str, folder: str) -> str:
 
 class TestListing:
     """What goes wrong while the source is listed."""
+
+    @pytest.mark.parametrize("kind", ["folder", "huggingface", "tars"])
+    def test_an_output_inside_is_left_out_whatever_else_is(
+        self, place: tuple[str, str], kind: str
+    ) -> None:
+        source, _ = place
+        out = f"{source}/out"
+        fill(source, {"a.png": 1, "b.png": 2, "x/c.png": 3, "y/d.png": 4})
+        night(source, out, kind="folder")
+        module = registry.load("clipcap.sources", kind)
+        for more in (f"{source}/x", [f"{source}/x", f"{source}/y/"], "", []):
+            chosen = SETTINGS.model_copy(update={"kind": kind, "options": {"leave_out": more}})
+            _, asked = stage._source(source, run=Run("r", out, NEXT_DAY), settings=chosen)
+            try:
+                found = {one.source_uri.partition("#")[0] for one in module.samples(asked)}
+            except NotFoundError:  # no tar but those of the output
+                found = set()
+            gone = [one.rstrip("/") for one in ([more] if isinstance(more, str) else more)]
+            kept = [f"{source}/{name}" for name in ("a.png", "b.png", "x/c.png", "y/d.png")]
+            wanted = {one for one in kept if one.rpartition("/")[0] not in gone}
+            assert found == (set() if kind == "tars" else wanted)
 
     def test_one_that_ends_early_is_an_error_and_takes_nothing_away(
         self, place: tuple[str, str]
