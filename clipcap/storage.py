@@ -38,6 +38,7 @@ __all__ = [
 ]  # and what is defined below
 
 DEADLINE_S: Final = 120.0  # no single request takes longer; a store that froze says nothing at all
+PAGE_S: Final = 40.0  # nor one to a stranger's page, of which a table may name thousands
 LEFT_OVER_S: Final = 24 * 3_600.0  # nobody takes longer from the first to the last object of a step
 IN_FLIGHT: Final = 16  # requests at a time: hides 60 ms of latency, bounds memory to 16 objects
 CHUNK_BYTES: Final = objectstores.CHUNK_BYTES
@@ -100,7 +101,7 @@ def read_page(url: str, form: Form, most: int) -> bytes:
             f"Cannot get {url}: a table must name pages, objects of s3://, gs:// and az:// and, "
             "where it lies on this machine, its files. `base` allows what lies below it."
         )
-    return web.WebPlace(urls.exact(url), DEADLINE_S, web.Policy.of(form), most).read(0, None)
+    return web.WebPlace(urls.exact(url), PAGE_S, web.Policy.of(form), most).read(0, None)
 
 
 def look(url: str, form: Form) -> ObjectInfo | None:
@@ -110,7 +111,7 @@ def look(url: str, form: Form) -> ObjectInfo | None:
         NotFoundError: the page is gone.
         StorageError: the server does not answer within 10 s, or is not public.
     """
-    return web.WebPlace(urls.exact(url), DEADLINE_S, web.Policy.of(form)).head()
+    return web.WebPlace(urls.exact(url), PAGE_S, web.Policy.of(form)).head()
 
 
 def stream(

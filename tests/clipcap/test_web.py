@@ -174,7 +174,7 @@ class TestRefusals:
     def test_a_server_that_sends_a_byte_now_and_then_has_the_same_deadline(
         self, web: Server, monkeypatch: pytest.MonkeyPatch, part: str
     ) -> None:
-        monkeypatch.setattr(storage, "DEADLINE_S", 1.0)
+        monkeypatch.setattr(storage, "PAGE_S", 1.0)
         web.replies["/a.png"] = [Reply(body=b"1" * 500, drip_s=0.1)]
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1"
         began = time.monotonic()
