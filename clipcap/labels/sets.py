@@ -74,7 +74,7 @@ class LabelSet(Settings):
     all are averaged."""
     background: tuple[str, ...] = ()
     """Names of what is none of the labels: they take part in the softmax, but are no answer."""
-    multi_label: bool = False
+    multi_label: bool = Field(default=False, strict=True)
     """An image may have several labels, or none; else its labels exclude each other."""
     scores: Literal["model", "softmax", "sigmoid"] = "model"
     """How a score is made: `softmax` over the set, `sigmoid` of each label alone; `model`: the

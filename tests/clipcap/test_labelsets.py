@@ -214,6 +214,11 @@ class TestProblems:
             "line 4: `names[3].threshold` must be a number from 0 to 1, but is '0.5'",
         ]
 
+    def test_a_text_is_no_truth_value(self, tmp_path: Path) -> None:
+        """Which is true as a text, and false as what it says."""
+        found = told(tmp_path, 'names = ["cat"]\nmulti_label = "no"\n')
+        assert found == ["line 2: `multi_label`: Input should be a valid boolean, but it is 'no'"]
+
     def test_json_has_lines_too(self, tmp_path: Path) -> None:
         text = (
             '{"names": ["a",\n "b", {"name": "c", "parent": "d",\n  "threshold": 2},\n "A"],\n'
