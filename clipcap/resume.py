@@ -42,7 +42,7 @@ class Checkpoint:
             return None
         try:
             if _metadata(data) != self._told():
-                log.info("%s is of other data or settings: training starts anew", self.url)
+                log.warning("%s is of other data or settings: training starts anew", self.url)
                 return None
             return load_tensors(data)
         except (SafetensorError, ValueError) as error:

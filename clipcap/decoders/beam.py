@@ -30,7 +30,7 @@ class Settings(Wording):
     """How the beam search looks for captions; the defaults are the original's."""
 
     searches: ClassVar[bool] = True
-    beam_size: int = Field(default=5, ge=1)
+    beam_size: int = Field(default=5, ge=1, le=1_000)
     """Captions kept at each step, and candidates returned for each image."""
     temperature: float = Field(default=1.0, gt=0.0)
     """Divides the logits; below 1 the likeliest words win more clearly."""

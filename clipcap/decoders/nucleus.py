@@ -28,7 +28,7 @@ _LIKELY: Final = 512  # words that are looked at first: nearly always they have 
 class Settings(Wording):
     """How captions are drawn."""
 
-    captions: int = Field(default=5, ge=1)
+    captions: int = Field(default=5, ge=1, le=1_000)
     """Different captions for each image; fewer where the odds leave no others."""
     temperature: float = Field(default=1.0, gt=0.0)
     """Divides the logits; below 1 likely words become likelier."""

@@ -91,6 +91,7 @@ def test_a_misspelt_setting_is_told_by_its_place_and_the_nearest_name(
     [
         ({"name": "beem"}, "Did you mean beam?"),
         ({"name": "greedy", "settings": {"beam_size": 5}}, "`beam_size`"),
+        ({"name": "beam", "settings": {"beam_size": 1_000_000}}, "less than or equal to 1000"),
         ({"name": "beam", "settings": {"only": "no.txt"}}, "list of words no.txt is not there"),
     ],
 )
