@@ -183,11 +183,11 @@ def settings(tiny: Tiny, **changed: object) -> train.TrainSettings:
 def test_training_on_views_is_another_training_and_the_same_again(run: Run, tiny: Tiny) -> None:
     folders = [
         train.train(run, settings=settings(tiny, name=name, views=views), encoder=tiny.encoder)
-        for name, views in (("none", 0), ("one", VIEWS), ("two", VIEWS))
+        for name, views in (("plain", 0), ("one", VIEWS), ("two", VIEWS))
     ]
     plain, one, two = (storage.read(f"{done.folder}/{cards.MAPPER_NAME}") for done in folders)
     assert one == two != plain
-    again = settings(tiny, name="none", views=1)
+    again = settings(tiny, name="plain", views=1)
     assert not train.train(run, settings=again, encoder=tiny.encoder).was_there
 
 

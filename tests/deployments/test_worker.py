@@ -30,7 +30,7 @@ from tests.prefect_servers import PrefectServer, worker
 from tests.tables import glob
 
 SCHEDULED_WITHIN_S = 60.0
-RUN_WITHIN_S = 120.0
+RUN_WITHIN_S = 240.0
 
 
 @pytest.fixture(scope="module")
